@@ -1,0 +1,12 @@
+//! `sidetone run`: the daemon, until SIGTERM or Ctrl-C.
+
+use super::{CliError, Exit, SettingsArgs};
+
+/// Nothing of its own: the settings say it all.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {}
+
+pub(super) fn run(settings: &SettingsArgs, _args: RunArgs) -> Result<Exit, CliError> {
+    let _config = settings.load()?;
+    Err(CliError::Usage("not built yet".into()))
+}
