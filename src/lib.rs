@@ -1,6 +1,8 @@
 //! sidetone: an edge configuration daemon for telephony. Read down: each file uses only files below it.
 
 pub mod feed;
+pub mod change;
+pub mod source;
 pub mod health;
 pub mod metrics;
 pub mod config;
