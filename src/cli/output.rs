@@ -93,11 +93,14 @@ pub fn table(header: &[&str], rows: Vec<Vec<Cell>>) -> String {
 /// Name and value, a line each.
 #[must_use]
 pub fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, Cell)>) -> String {
+    self::rows(rows.into_iter().map(|(name, value)| vec![cell(name, Tone::Dim), value]).collect())
+}
+
+/// A table without header.
+#[must_use]
+pub fn rows(rows: Vec<Vec<Cell>>) -> String {
     let mut table = bare();
-    table.load_preset(presets::NOTHING);
-    for (name, value) in rows {
-        table.add_row(vec![cell(name, Tone::Dim), value]);
-    }
+    table.load_preset(presets::NOTHING).add_rows(rows);
     lines(&table)
 }
 
