@@ -1,6 +1,8 @@
 //! sidetone: an edge configuration daemon for telephony. Read down: each file uses only files below it.
 
+pub mod example;
 pub mod feed;
+pub mod source;
 pub mod health;
 pub mod metrics;
 pub mod config;
