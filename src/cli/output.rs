@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, Table, presets};
+use comfy_table::{Attribute, Cell, Color, ContentArrangement, LineStyle, Table, TableStyle, presets};
 use serde_json::Value;
 
 use super::CliError;
@@ -85,7 +85,8 @@ pub fn cell(text: &str, tone: Tone) -> Cell {
 #[must_use]
 pub fn table(header: &[&str], rows: Vec<Vec<Cell>>) -> String {
     let mut table = bare();
-    table.load_preset("     ── ─           ").set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
+    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
     table.add_rows(rows);
     lines(&table)
 }
@@ -100,7 +101,7 @@ pub fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, Cell)>) -> String {
 #[must_use]
 pub fn rows(rows: Vec<Vec<Cell>>) -> String {
     let mut table = bare();
-    table.load_preset(presets::NOTHING).add_rows(rows);
+    table.load_style(presets::NOTHING).add_rows(rows);
     lines(&table)
 }
 

@@ -22,7 +22,8 @@ pub struct VerifyArgs {
 
 pub(super) fn run(settings: &SettingsArgs, args: &VerifyArgs) -> Result<Exit, CliError> {
     let client = args.socket.client(settings)?;
-    let ask = with_progress("comparing", client.post("/v1/admin/verify", &Value::Object(Default::default()), LONG));
+    let nothing = serde_json::json!({});
+    let ask = with_progress("comparing", client.post("/v1/admin/verify", &nothing, LONG));
     let reply = block_on(ask)??;
     let found = |answer: &Value| answer.get("differences").and_then(Value::as_u64).unwrap_or(0);
     if args.json {

@@ -1,15 +1,14 @@
 //! A Postgres server of its own in a directory of its own: for the demo, and for tests.
 //!
-//! It listens on a Unix socket alone. Nothing of it stays behind, however its owner ends: a small watchdog process waits
-//! on a pipe that the kernel closes with the owner, then stops the server and removes the directory. As root, which
-//! Postgres refuses to run as, the server runs as an unprivileged user.
+//! It listens on a Unix socket alone. Nothing of it stays behind, however its owner ends: a watchdog waits on a pipe that
+//! the kernel closes with the owner. As root, which Postgres refuses to run as, the server runs as an unprivileged user.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -20,27 +19,16 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The name of the superuser.
 pub const SUPERUSER: &str = "postgres";
 
-/// Waits until its standard input is closed, then stops the server last named on it and removes the directory.
-const WATCHDOG: &str = r#"
-trap '' HUP INT TERM
-pid=
-while read -r line; do pid=$line; done
-if [ -n "$pid" ] && kill -QUIT "$pid" 2>/dev/null; then
-    n=0
-    while kill -0 "$pid" 2>/dev/null && [ "$n" -lt 100 ]; do sleep 0.05; n=$((n + 1)); done
-    kill -KILL "$pid" 2>/dev/null
-fi
-n=0
-while [ -e "$1" ] && [ "$n" -lt 20 ]; do rm -rf -- "$1" 2>/dev/null || sleep 0.1; n=$((n + 1)); done
-"#;
+/// The oldest major version that will do.
+const OLDEST: u32 = 13;
 
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// No programs.
     #[error(
-        "no Postgres server programs (initdb, postgres) in {looked}; install them (Debian: apt install postgresql) or \
-         name their directory with --pg-bin or SIDETONE_PG_BIN"
+        "no PostgreSQL {OLDEST} or newer (initdb, postgres) in {looked}; install it (Debian: apt install postgresql) or \
+         name the directory of its programs with --pg-bin or SIDETONE_PG_BIN"
     )]
     NoPrograms {
         /// Where they were looked for.
@@ -81,238 +69,69 @@ pub enum ClusterError {
     },
 }
 
-/// A running server and its directory; both go when it is dropped.
-#[derive(Debug)]
-pub struct Cluster {
-    dir: PathBuf,
-    bin: PathBuf,
-    user: Option<User>,
-    server: Option<Child>,
-    watchdog: Option<(Child, ChildStdin)>,
+/// The server programs, and who may run them: Postgres refuses to run as root.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    /// Their directory.
+    pub bin: PathBuf,
+    /// Their major version.
+    pub major: u32,
+    /// Whom they run as, when we are root: user and group.
+    pub account: Option<(u32, u32)>,
 }
 
-/// Whom the server runs as, when we are root.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct User {
-    uid: u32,
-    gid: u32,
-}
-
-impl Cluster {
-    /// Makes a cluster and starts its server with additional settings (`name=value`).
+impl Programs {
+    /// Those in the directory named, else the first of `PATH`, else the newest that Debian's packages install.
     ///
     /// # Errors
-    /// [`ClusterError`]; then nothing is left.
-    pub fn start(pg_bin: Option<&Path>, settings: &[&str]) -> Result<Self, ClusterError> {
-        let bin = find(pg_bin)?;
-        let user = if rustix::process::geteuid().is_root() { Some(unprivileged()?) } else { None };
-        let dir = directory(user.is_some())?;
-        let mut cluster = Self { dir, bin, user, server: None, watchdog: None };
-        cluster.watch()?;
-        cluster.initdb()?;
-        cluster.run(settings)?;
-        Ok(cluster)
+    /// When there are none, or nobody to run them.
+    pub fn find(named: Option<&Path>) -> Result<Self, ClusterError> {
+        let looked = named.map_or_else(|| "PATH or /usr/lib/postgresql/*/bin".to_owned(), |dir| dir.display().to_string());
+        let places = named.map_or_else(places, |dir| vec![dir.to_owned()]);
+        let (major, bin) = places
+            .into_iter()
+            .filter(|dir| dir.join("initdb").is_file())
+            .find_map(|dir| Some((major(&dir).filter(|major| *major >= OLDEST)?, dir)))
+            .ok_or(ClusterError::NoPrograms { looked })?;
+        let account = if rustix::process::geteuid().is_root() { Some(account()?) } else { None };
+        Ok(Self { bin, major, account })
     }
 
-    /// The directory that goes with the cluster; there is room in it for whatever else should go.
+    /// A program to be run in `dir` as the unprivileged user: in a group of its own, so that Ctrl-C does not reach it,
+    /// and without our environment, in which libpq would find settings.
     #[must_use]
-    pub fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// Where the server's socket is.
-    #[must_use]
-    pub fn socket_dir(&self) -> PathBuf {
-        self.dir.join("pg")
-    }
-
-    /// Where the programs are.
-    #[must_use]
-    pub fn bin(&self) -> &Path {
-        &self.bin
-    }
-
-    /// How a user reaches a database of it.
-    #[must_use]
-    pub fn url(&self, user: &str, database: &str) -> String {
-        let socket = self.socket_dir();
-        let host = percent_encoding::utf8_percent_encode(&socket.to_string_lossy(), percent_encoding::NON_ALPHANUMERIC).to_string();
-        format!("postgres://{user}@{host}/{database}")
-    }
-
-    /// Stops the server, as `pg_ctl -m fast` does, and removes the directory.
-    pub fn stop(&mut self) {
-        if let Some(mut server) = self.server.take() {
-            signal(&server, Signal::INT);
-            if !ended(&mut server, PATIENCE) {
-                // Nothing here is worth a clean stop.
-                let _ = server.kill();
-                let _ = server.wait();
-            }
-        }
-        // What cannot be removed now the watchdog tries again.
-        let _ = fs::remove_dir_all(&self.dir);
-        if let Some((mut watchdog, mut pipe)) = self.watchdog.take() {
-            let _ = pipe.write_all(b"\n");
-            drop(pipe);
-            let _ = watchdog.wait();
-        }
-    }
-
-    fn data(&self) -> PathBuf {
-        self.socket_dir().join("data")
-    }
-
-    fn log(&self) -> PathBuf {
-        self.socket_dir().join("log")
-    }
-
-    fn watch(&mut self) -> Result<(), ClusterError> {
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", WATCHDOG, "sidetone-watchdog"]).arg(&self.dir).current_dir("/");
-        // A group of its own: Ctrl-C in the terminal is meant for its owner.
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        let mut child = command.spawn().map_err(|source| ClusterError::Start { program: "/bin/sh".into(), source })?;
-        self.watchdog = child.stdin.take().map(|pipe| (child, pipe));
-        Ok(())
-    }
-
-    fn initdb(&self) -> Result<(), ClusterError> {
-        let program = self.bin.join("initdb");
-        let output = self
-            .program(&program)
-            .arg("--pgdata")
-            .arg(self.data())
-            .args(["--username", SUPERUSER, "--auth", "trust", "--encoding", "UTF8", "--no-locale", "--no-sync"])
-            .output()
-            .map_err(|source| ClusterError::Start { program, source })?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(ClusterError::Initdb { status: output.status, said: last_words(&String::from_utf8_lossy(&output.stderr)) })
-    }
-
-    fn run(&mut self, settings: &[&str]) -> Result<(), ClusterError> {
-        let program = self.bin.join("postgres");
-        let log = fs::File::create(self.log()).map_err(|source| ClusterError::Directory { path: self.log(), source })?;
-        let mut command = self.program(&program);
-        command.arg("-D").arg(self.data()).arg("-k").arg(self.socket_dir());
-        // Only what the directory's mode lets in gets this far; no crash of the machine is to be survived.
-        for setting in ["listen_addresses=", "fsync=off", "shared_buffers=16MB", "max_connections=50"].iter().chain(settings) {
-            command.arg("-c").arg(setting);
-        }
-        command.stdout(Stdio::null()).stderr(log);
-        let child = command.spawn().map_err(|source| ClusterError::Start { program, source })?;
-        let pid = child.id();
-        self.server = Some(child);
-        if let Some((_, pipe)) = &mut self.watchdog {
-            writeln!(pipe, "{pid}").map_err(|source| ClusterError::Start { program: "/bin/sh".into(), source })?;
-        }
-        self.wait_until_ready()
-    }
-
-    /// The server writes `ready` into the eighth line of its pid file, which is what pg_ctl waits for.
-    fn wait_until_ready(&mut self) -> Result<(), ClusterError> {
-        let until = Instant::now() + PATIENCE;
-        while Instant::now() < until {
-            let pid_file = fs::read_to_string(self.data().join("postmaster.pid")).unwrap_or_default();
-            if pid_file.lines().nth(7).is_some_and(|state| state.trim() == "ready") {
-                return Ok(());
-            }
-            if self.server.as_mut().is_none_or(|server| !matches!(server.try_wait(), Ok(None))) {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        let said = last_words(&fs::read_to_string(self.log()).unwrap_or_default());
-        Err(ClusterError::NotReady { said })
-    }
-
-    /// A Postgres program: as the unprivileged user, in a group of its own, without libpq's environment.
-    fn program(&self, program: &Path) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir("/").stdin(Stdio::null()).process_group(0);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PG")) {
-            command.env_remove(name);
-        }
-        if let Some(user) = &self.user {
-            command.uid(user.uid).gid(user.gid);
+    pub fn command(&self, name: &str, dir: &Path) -> Command {
+        let mut command = Command::new(self.bin.join(name));
+        command
+            .current_dir(dir)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("LC_ALL", "C")
+            .env("TZ", "UTC")
+            // For programs that are not installed but unpacked somewhere.
+            .env("LD_LIBRARY_PATH", self.bin.join("../lib"))
+            .process_group(0)
+            .stdin(Stdio::null());
+        if let Some((uid, gid)) = self.account {
+            command.uid(uid).gid(gid);
         }
         command
     }
-}
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
-
-fn signal(child: &Child, signal: Signal) {
-    if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // It may have ended already.
-        let _ = rustix::process::kill_process(pid, signal);
-    }
-}
-
-fn ended(child: &mut Child, within: Duration) -> bool {
-    let until = Instant::now() + within;
-    loop {
-        if !matches!(child.try_wait(), Ok(None)) {
-            return true;
+    /// Makes a directory that the programs can use and nobody else can.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn make_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::DirBuilder::new().mode(0o700).create(dir)?;
+        match self.account {
+            Some((uid, gid)) => std::os::unix::fs::chown(dir, Some(uid), Some(gid)),
+            None => Ok(()),
         }
-        if Instant::now() >= until {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// A new directory, in `/tmp` where the usual one is too deep for a socket's path of 107 bytes.
-fn directory(root: bool) -> Result<PathBuf, ClusterError> {
-    let usual = std::env::temp_dir();
-    let base = if usual.as_os_str().len() > 60 { PathBuf::from("/tmp") } else { usual };
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |source| ClusterError::Directory { path, source }
-    };
-    let dir = tempfile::Builder::new().prefix("sidetone-").tempdir_in(&base).map_err(failed(&base))?;
-    let pg = dir.path().join("pg");
-    fs::DirBuilder::new().mode(0o700).create(&pg).map_err(failed(&pg))?;
-    if root {
-        let user = unprivileged()?;
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o711)).map_err(failed(dir.path()))?;
-        std::os::unix::fs::chown(&pg, Some(user.uid), Some(user.gid)).map_err(failed(&pg))?;
-    }
-    Ok(dir.keep())
-}
-
-/// The user that Debian's packages make for the server, else the one that owns nothing.
-fn unprivileged() -> Result<User, ClusterError> {
-    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    ["postgres", "nobody"].iter().find_map(|name| user(&passwd, name)).ok_or(ClusterError::NoUser)
-}
-
-fn user(passwd: &str, name: &str) -> Option<User> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let found = fields.next() == Some(name);
-        let mut ids = fields.skip(1).map(str::parse);
-        match (found, ids.next(), ids.next()) {
-            (true, Some(Ok(uid)), Some(Ok(gid))) => Some(User { uid, gid }),
-            _ => None,
-        }
-    })
-}
-
-/// The directory named, or the first of `PATH`, or the newest that Debian's packages install.
-fn find(pg_bin: Option<&Path>) -> Result<PathBuf, ClusterError> {
-    let complete = |dir: &PathBuf| ["initdb", "postgres"].iter().all(|program| dir.join(program).is_file());
-    if let Some(dir) = pg_bin {
-        let dir = dir.to_owned();
-        let looked = dir.display().to_string();
-        return Some(dir).filter(complete).ok_or(ClusterError::NoPrograms { looked });
-    }
+fn places() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut packaged: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -321,10 +140,212 @@ fn find(pg_bin: Option<&Path>) -> Result<PathBuf, ClusterError> {
         .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
         .collect();
     packaged.sort();
-    std::env::split_paths(&path)
-        .chain(packaged.into_iter().rev().map(|(_, dir)| dir))
-        .find(complete)
-        .ok_or_else(|| ClusterError::NoPrograms { looked: "PATH or /usr/lib/postgresql/*/bin".to_owned() })
+    std::env::split_paths(&path).chain(packaged.into_iter().rev().map(|(_, dir)| dir)).collect()
+}
+
+fn major(bin: &Path) -> Option<u32> {
+    let output = Command::new(bin.join("postgres"))
+        .arg("--version")
+        .env("LD_LIBRARY_PATH", bin.join("../lib"))
+        .stdin(Stdio::null())
+        .output()
+        .ok()?;
+    let said = String::from_utf8(output.stdout).ok()?;
+    let version = said.split(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The user that Debian's packages make for the server, else the one that owns nothing.
+fn account() -> Result<(u32, u32), ClusterError> {
+    let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    ["postgres", "nobody"].iter().find_map(|name| ids(&passwd, name)).ok_or(ClusterError::NoUser)
+}
+
+fn ids(passwd: &str, name: &str) -> Option<(u32, u32)> {
+    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+    let mut ids = line.split(':').skip(2).map(|id| id.parse().ok());
+    Some((ids.next()??, ids.next()??))
+}
+
+/// `$1` is the directory. QUIT is Postgres's immediate shutdown; what is still there after 8 s gets KILL.
+const WATCHDOG: &str = r#"
+trap '' HUP INT TERM
+while read -r _; do :; done
+inside() {
+    for p in /proc/[0-9]*; do
+        case "$(readlink "$p/cwd" 2>/dev/null)/" in "$1"/*) echo "${p#/proc/}";; esac
+    done
+}
+pids=$(inside "$1")
+[ -z "$pids" ] || { kill -CONT $pids; kill -QUIT $pids; } 2>/dev/null
+n=0
+while [ -n "$(inside "$1")" ] && [ $n -lt 80 ]; do sleep 0.1; n=$((n + 1)); done
+pids=$(inside "$1")
+[ -z "$pids" ] || kill -KILL $pids 2>/dev/null
+rm -rf -- "$1"
+"#;
+
+/// Ends whatever works in a directory, and removes it, once its owner is gone: finished, panicked or killed.
+#[derive(Debug)]
+pub struct Watchdog {
+    dir: PathBuf,
+    /// Its standard input is the pipe whose end it waits for.
+    child: Child,
+}
+
+impl Watchdog {
+    /// Over a new directory. Others may pass through it, and see what they are allowed to.
+    ///
+    /// # Errors
+    /// When directory or watchdog cannot be made.
+    pub fn over_new_dir(prefix: &str) -> Result<Self, ClusterError> {
+        let usual = std::env::temp_dir();
+        // A socket's path has at most 107 bytes.
+        let base = if usual.as_os_str().len() > 50 { PathBuf::from("/tmp") } else { usual };
+        let failed = |source| ClusterError::Directory { path: base.clone(), source };
+        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(&base).map_err(failed)?;
+        // The watchdog compares it with what the kernel calls it.
+        let path = dir.path().canonicalize().map_err(failed)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(failed)?;
+        let child = Command::new("/bin/sh")
+            .args(["-c", WATCHDOG, "sidetone-watchdog"])
+            .arg(&path)
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|source| ClusterError::Start { program: "/bin/sh".into(), source })?;
+        // From here on it is the watchdog's to remove.
+        let _ = dir.keep();
+        Ok(Self { dir: path, child })
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        // What could be waited for has ended or was told to.
+        let _ = self.child.wait();
+    }
+}
+
+/// A running server; it and its directory go when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    server: Child,
+    programs: Programs,
+    // Dropped last: it removes what the server has left.
+    watchdog: Watchdog,
+}
+
+impl Cluster {
+    /// Makes a cluster and starts its server.
+    ///
+    /// # Errors
+    /// [`ClusterError`]; then nothing is left.
+    pub fn start(programs: Programs) -> Result<Self, ClusterError> {
+        let watchdog = Watchdog::over_new_dir("sidetone-demo-")?;
+        let home = watchdog.dir().join("pg");
+        let failed = |source| ClusterError::Directory { path: home.clone(), source };
+        programs.make_dir(&home).map_err(failed)?;
+        initdb(&programs, &home)?;
+        let log = fs::File::create(home.join("log")).map_err(failed)?;
+        let server = programs
+            .command("postgres", &home)
+            .arg("-D")
+            .arg(home.join("data"))
+            .arg("-k")
+            .arg(&home)
+            // No crash of the machine is to be survived.
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=50"])
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .map_err(|source| ClusterError::Start { program: programs.bin.join("postgres"), source })?;
+        let mut cluster = Self { server, programs, watchdog };
+        cluster.wait_until_ready()?;
+        Ok(cluster)
+    }
+
+    /// The directory that goes with the cluster; there is room in it for whatever else should go.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        self.watchdog.dir()
+    }
+
+    /// Where the server's socket is.
+    #[must_use]
+    pub fn socket_dir(&self) -> PathBuf {
+        self.dir().join("pg")
+    }
+
+    /// What runs.
+    #[must_use]
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// How a user reaches a database of it.
+    #[must_use]
+    pub fn url(&self, user: &str, database: &str) -> String {
+        format!("postgres://{user}@{}/{database}", self.socket_dir().to_string_lossy().replace('/', "%2F"))
+    }
+
+    /// The server writes `ready` into the eighth line of its pid file, which is what pg_ctl waits for.
+    fn wait_until_ready(&mut self) -> Result<(), ClusterError> {
+        let pid_file = self.socket_dir().join("data/postmaster.pid");
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            let said = fs::read_to_string(&pid_file).unwrap_or_default();
+            if said.lines().nth(7).is_some_and(|state| state.trim() == "ready") {
+                return Ok(());
+            }
+            if !matches!(self.server.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let said = last_words(&fs::read_to_string(self.socket_dir().join("log")).unwrap_or_default());
+        Err(ClusterError::NotReady { said })
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // INT is what `pg_ctl -m fast` sends.
+        if let Some(pid) = i32::try_from(self.server.id()).ok().and_then(Pid::from_raw) {
+            let _ = rustix::process::kill_process(pid, Signal::INT);
+        }
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE && matches!(self.server.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // Nothing here is worth a clean stop; after one, there is nobody to kill.
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+fn initdb(programs: &Programs, home: &Path) -> Result<(), ClusterError> {
+    let output = programs
+        .command("initdb", home)
+        .arg("-D")
+        .arg(home.join("data"))
+        .args(["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"])
+        .output()
+        .map_err(|source| ClusterError::Start { program: programs.bin.join("initdb"), source })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ClusterError::Initdb { status: output.status, said: last_words(&String::from_utf8_lossy(&output.stderr)) })
 }
 
 fn last_words(text: &str) -> String {
@@ -342,35 +363,38 @@ mod tests {
     #[test]
     fn a_user_is_found_by_its_whole_name() {
         let passwd = "root:x:0:0::/root:/bin/sh\npostgres2:x:7:7::/:/bin/sh\npostgres:x:101:104::/:/bin/sh\n";
-        assert_eq!(user(passwd, "postgres"), Some(User { uid: 101, gid: 104 }));
-        assert_eq!(user(passwd, "nobody"), None);
+        assert_eq!(ids(passwd, "postgres"), Some((101, 104)));
+        assert_eq!(ids(passwd, "nobody"), None);
     }
 
     #[test]
     fn missing_programs_are_told_with_the_package_that_holds_them() {
         let empty = tempfile::tempdir().unwrap();
-        let err = find(Some(empty.path())).unwrap_err();
+        let err = Programs::find(Some(empty.path())).unwrap_err();
         assert!(err.to_string().contains("apt install postgresql"), "{err}");
     }
 
     #[test]
     fn a_cluster_starts_and_leaves_nothing_behind() {
-        let mut cluster = Cluster::start(None, &[]).unwrap();
+        let cluster = Cluster::start(Programs::find(None).unwrap()).unwrap();
         let dir = cluster.dir().to_owned();
         assert!(cluster.socket_dir().join(".s.PGSQL.5432").exists());
-        cluster.stop();
+        drop(cluster);
         assert!(!dir.exists());
     }
 
     #[test]
-    fn the_watchdog_cleans_up_when_its_owner_is_gone() {
-        let mut cluster = Cluster::start(None, &[]).unwrap();
+    fn the_watchdog_stops_the_server_of_an_owner_that_was_killed() {
+        let mut cluster = Cluster::start(Programs::find(None).unwrap()).unwrap();
         let dir = cluster.dir().to_owned();
-        let (mut watchdog, pipe) = cluster.watchdog.take().unwrap();
         // What the kernel does when the owner is killed.
-        drop(pipe);
-        watchdog.wait().unwrap();
+        drop(cluster.watchdog.child.stdin.take());
+        cluster.watchdog.child.wait().unwrap();
         assert!(!dir.exists());
-        assert!(ended(cluster.server.as_mut().unwrap(), PATIENCE));
+        let since = Instant::now();
+        while matches!(cluster.server.try_wait(), Ok(None)) {
+            assert!(since.elapsed() < PATIENCE);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
