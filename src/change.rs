@@ -50,12 +50,20 @@ impl FromStr for Snapshot {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || NoSnapshot(text.chars().take(80).collect());
         let mut parts = text.split(':');
-        let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or_else(wrong);
+        let mut number = || {
+            parts
+                .next()
+                .and_then(|part| part.parse::<u64>().ok())
+                .ok_or_else(wrong)
+        };
         let (xmin, xmax) = (number()?, number()?);
         let xip = parts.next().ok_or_else(wrong)?;
         let xip = match xip {
             "" => Vec::new(),
-            list => list.split(',').map(|xid| xid.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?,
+            list => list
+                .split(',')
+                .map(|xid| xid.parse().map_err(|_| wrong()))
+                .collect::<Result<_, _>>()?,
         };
         if parts.next().is_some() || xmin > xmax {
             return Err(wrong());
@@ -124,7 +132,9 @@ pub struct Header {
 }
 
 fn from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 /// What a row of the change log names.
@@ -187,7 +197,9 @@ impl Why {
             Self::FirstSync => "first synchronisation",
             Self::BelowFloor => "the change log no longer reaches back to this node's cursor",
             Self::OtherIdentity => "another or restarted server, role or database",
-            Self::WentBack => "the server is older than what this node has seen; restored from a backup",
+            Self::WentBack => {
+                "the server is older than what this node has seen; restored from a backup"
+            }
             Self::FutureLog => "the change log is of another server; restored from a dump",
             Self::Everything => "a table was truncated or too much changed",
         }
@@ -217,7 +229,9 @@ pub const KEYS_PER_LOAD: usize = 50_000;
 /// # Errors
 /// [`Why`] the keys mean nothing and everything has to be compared.
 pub fn continues(cursor: Option<&Cursor>, header: &Header) -> Result<(), Why> {
-    let Some(cursor) = cursor else { return Err(Why::FirstSync) };
+    let Some(cursor) = cursor else {
+        return Err(Why::FirstSync);
+    };
     if cursor.identity != header.identity {
         return Err(Why::OtherIdentity);
     }
@@ -263,16 +277,26 @@ pub struct Start {
 #[must_use]
 pub fn read_from(cursor: Option<&Cursor>) -> Start {
     match cursor {
-        None => Start { xid: u64::MAX >> 1, also: Vec::new() },
-        Some(Cursor { snapshot, identity }) if identity.recovery => Start { xid: snapshot.xmin, also: Vec::new() },
-        Some(Cursor { snapshot, .. }) => Start { xid: snapshot.xmax, also: snapshot.xip.clone() },
+        None => Start {
+            xid: u64::MAX >> 1,
+            also: Vec::new(),
+        },
+        Some(Cursor { snapshot, identity }) if identity.recovery => Start {
+            xid: snapshot.xmin,
+            also: Vec::new(),
+        },
+        Some(Cursor { snapshot, .. }) => Start {
+            xid: snapshot.xmax,
+            also: snapshot.xip.clone(),
+        },
     }
 }
 
 /// Whether a loss is too large to be believed: more than `percent` of what was there.
 #[must_use]
 pub fn holds_loss(lost: u64, of: u64, percent: u8) -> bool {
-    percent < 100 && u128::from(lost).saturating_mul(100) > u128::from(of).saturating_mul(u128::from(percent))
+    percent < 100
+        && u128::from(lost).saturating_mul(100) > u128::from(of).saturating_mul(u128::from(percent))
 }
 
 #[cfg(test)]
@@ -286,11 +310,19 @@ mod tests {
     }
 
     fn identity() -> Identity {
-        Identity { system: "1".into(), started: "2026".into(), recovery: false, database: 5 }
+        Identity {
+            system: "1".into(),
+            started: "2026".into(),
+            recovery: false,
+            database: 5,
+        }
     }
 
     fn cursor(text: &str) -> Cursor {
-        Cursor { snapshot: snapshot(text), identity: identity() }
+        Cursor {
+            snapshot: snapshot(text),
+            identity: identity(),
+        }
     }
 
     fn header(text: &str) -> Header {
@@ -307,7 +339,12 @@ mod tests {
     }
 
     fn changed(keys: &[Key]) -> Vec<Changed> {
-        keys.iter().map(|key| Changed { key: key.clone(), age: Duration::ZERO }).collect()
+        keys.iter()
+            .map(|key| Changed {
+                key: key.clone(),
+                age: Duration::ZERO,
+            })
+            .collect()
     }
 
     #[test]
@@ -335,22 +372,37 @@ mod tests {
         ] {
             let mut other = header("10:10:");
             change(&mut other);
-            assert_eq!(continues(Some(&cursor("10:10:")), &other), Err(Why::OtherIdentity));
+            assert_eq!(
+                continues(Some(&cursor("10:10:")), &other),
+                Err(Why::OtherIdentity)
+            );
         }
     }
 
     #[test]
     fn a_server_that_went_back_means_a_comparison() {
-        assert_eq!(continues(Some(&cursor("10:10:")), &header("9:10:")), Err(Why::WentBack));
-        assert_eq!(continues(Some(&cursor("10:12:11")), &header("10:11:")), Err(Why::WentBack));
-        assert_eq!(continues(Some(&cursor("10:12:11")), &header("10:12:11")), Ok(()));
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &header("9:10:")),
+            Err(Why::WentBack)
+        );
+        assert_eq!(
+            continues(Some(&cursor("10:12:11")), &header("10:11:")),
+            Err(Why::WentBack)
+        );
+        assert_eq!(
+            continues(Some(&cursor("10:12:11")), &header("10:12:11")),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_log_pruned_past_the_cursor_means_a_comparison() {
         let mut pruned = header("20:20:");
         pruned.floor = 11;
-        assert_eq!(continues(Some(&cursor("10:20:10")), &pruned), Err(Why::BelowFloor));
+        assert_eq!(
+            continues(Some(&cursor("10:20:10")), &pruned),
+            Err(Why::BelowFloor)
+        );
         assert_eq!(continues(Some(&cursor("11:20:11")), &pruned), Ok(()));
     }
 
@@ -358,7 +410,10 @@ mod tests {
     fn a_log_from_the_future_means_a_comparison() {
         let mut restored = header("20:20:");
         restored.future = true;
-        assert_eq!(continues(Some(&cursor("10:10:")), &restored), Err(Why::FutureLog));
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &restored),
+            Err(Why::FutureLog)
+        );
     }
 
     #[test]
@@ -370,7 +425,10 @@ mod tests {
     #[test]
     fn a_truncated_table_means_a_comparison_and_all_numbers_of_a_tenant_a_load() {
         let tenant = Uuid::from_u128(7);
-        assert_eq!(step(&changed(&[Key::All]), true), Step::Compare(Why::Everything));
+        assert_eq!(
+            step(&changed(&[Key::All]), true),
+            Step::Compare(Why::Everything)
+        );
         assert_eq!(step(&changed(&[Key::Tenant(tenant)]), true), Step::Apply);
         assert_eq!(
             step(&changed(&[Key::NumbersOf(tenant)]), true),
@@ -388,9 +446,21 @@ mod tests {
     #[test]
     fn on_a_standby_the_log_is_read_from_xmin() {
         let mut standby = cursor("10:20:");
-        assert_eq!(read_from(Some(&standby)), Start { xid: 20, also: vec![] });
+        assert_eq!(
+            read_from(Some(&standby)),
+            Start {
+                xid: 20,
+                also: vec![]
+            }
+        );
         standby.identity.recovery = true;
-        assert_eq!(read_from(Some(&standby)), Start { xid: 10, also: vec![] });
+        assert_eq!(
+            read_from(Some(&standby)),
+            Start {
+                xid: 10,
+                also: vec![]
+            }
+        );
     }
 
     #[test]

@@ -1,10 +1,15 @@
-//! sidetone: an edge configuration daemon for telephony. Read down: each file uses only files below it.
+//! Sidetone follows the platform's Postgres and tells the processes of one telephony node how each
+//! call is to be handled, with Postgres there or gone.
+//!
+//! Read down: each file uses only files below it.
 
-pub mod feed;
 pub mod change;
-pub mod source;
-pub mod health;
-pub mod metrics;
+pub mod condition;
 pub mod config;
-pub mod row;
+pub mod feed;
+pub mod health;
+pub mod hours;
+pub mod metrics;
 pub mod number;
+pub mod row;
+pub mod source;
