@@ -12,4 +12,5 @@ pub mod hours;
 pub mod metrics;
 pub mod number;
 pub mod row;
+pub mod seal;
 pub mod source;
