@@ -107,6 +107,12 @@ pub struct Cursor {
     pub snapshot: Snapshot,
     /// Whose transaction ids those are.
     pub identity: Identity,
+    /// Slugs and ids of the tenants that were copied; `None` for all.
+    #[serde(default)]
+    pub tenants: Option<Vec<String>>,
+    /// Whether rows are kept that Postgres no longer has, until an operator lets them go.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// What every pull brings beside keys and rows.
@@ -185,6 +191,8 @@ pub enum Why {
     WentBack,
     /// The log holds transaction ids of another server: restored from a dump.
     FutureLog,
+    /// `replica.tenants` was changed.
+    OtherTenants,
     /// A table was truncated, or more changed than is worth naming.
     Everything,
 }
@@ -201,6 +209,7 @@ impl Why {
                 "the server is older than what this node has seen; restored from a backup"
             }
             Self::FutureLog => "the change log is of another server; restored from a dump",
+            Self::OtherTenants => "replica.tenants was changed",
             Self::Everything => "a table was truncated or too much changed",
         }
     }
@@ -226,12 +235,21 @@ pub const KEYS_PER_LOAD: usize = 50_000;
 
 /// What the cursor and a pull's header say, before its keys are looked at.
 ///
+/// `tenants` are those to be held now.
+///
 /// # Errors
 /// [`Why`] the keys mean nothing and everything has to be compared.
-pub fn continues(cursor: Option<&Cursor>, header: &Header) -> Result<(), Why> {
+pub fn continues(
+    cursor: Option<&Cursor>,
+    header: &Header,
+    tenants: Option<&[String]>,
+) -> Result<(), Why> {
     let Some(cursor) = cursor else {
         return Err(Why::FirstSync);
     };
+    if cursor.tenants.as_deref() != tenants {
+        return Err(Why::OtherTenants);
+    }
     if cursor.identity != header.identity {
         return Err(Why::OtherIdentity);
     }
@@ -281,7 +299,9 @@ pub fn read_from(cursor: Option<&Cursor>) -> Start {
             xid: u64::MAX >> 1,
             also: Vec::new(),
         },
-        Some(Cursor { snapshot, identity }) if identity.recovery => Start {
+        Some(Cursor {
+            snapshot, identity, ..
+        }) if identity.recovery => Start {
             xid: snapshot.xmin,
             also: Vec::new(),
         },
@@ -319,10 +339,7 @@ mod tests {
     }
 
     fn cursor(text: &str) -> Cursor {
-        Cursor {
-            snapshot: snapshot(text),
-            identity: identity(),
-        }
+        Cursor { snapshot: snapshot(text), identity: identity(), tenants: None, held: false }
     }
 
     fn header(text: &str) -> Header {
@@ -359,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_node_without_a_cursor_synchronises_everything() {
-        assert_eq!(continues(None, &header("10:10:")), Err(Why::FirstSync));
+        assert_eq!(continues(None, &header("10:10:"), None), Err(Why::FirstSync));
     }
 
     #[test]
@@ -373,7 +390,7 @@ mod tests {
             let mut other = header("10:10:");
             change(&mut other);
             assert_eq!(
-                continues(Some(&cursor("10:10:")), &other),
+                continues(Some(&cursor("10:10:")), &other, None),
                 Err(Why::OtherIdentity)
             );
         }
@@ -382,15 +399,15 @@ mod tests {
     #[test]
     fn a_server_that_went_back_means_a_comparison() {
         assert_eq!(
-            continues(Some(&cursor("10:10:")), &header("9:10:")),
+            continues(Some(&cursor("10:10:")), &header("9:10:"), None),
             Err(Why::WentBack)
         );
         assert_eq!(
-            continues(Some(&cursor("10:12:11")), &header("10:11:")),
+            continues(Some(&cursor("10:12:11")), &header("10:11:"), None),
             Err(Why::WentBack)
         );
         assert_eq!(
-            continues(Some(&cursor("10:12:11")), &header("10:12:11")),
+            continues(Some(&cursor("10:12:11")), &header("10:12:11"), None),
             Ok(())
         );
     }
@@ -400,10 +417,10 @@ mod tests {
         let mut pruned = header("20:20:");
         pruned.floor = 11;
         assert_eq!(
-            continues(Some(&cursor("10:20:10")), &pruned),
+            continues(Some(&cursor("10:20:10")), &pruned, None),
             Err(Why::BelowFloor)
         );
-        assert_eq!(continues(Some(&cursor("11:20:11")), &pruned), Ok(()));
+        assert_eq!(continues(Some(&cursor("11:20:11")), &pruned, None), Ok(()));
     }
 
     #[test]
@@ -411,8 +428,17 @@ mod tests {
         let mut restored = header("20:20:");
         restored.future = true;
         assert_eq!(
-            continues(Some(&cursor("10:10:")), &restored),
+            continues(Some(&cursor("10:10:")), &restored, None),
             Err(Why::FutureLog)
+        );
+    }
+
+    #[test]
+    fn other_tenants_to_hold_mean_a_comparison() {
+        let list = ["acme".to_owned()];
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &header("10:10:"), Some(&list)),
+            Err(Why::OtherTenants)
         );
     }
 
@@ -496,7 +522,7 @@ mod tests {
                 let xip: Vec<u64> = transactions.iter().filter(|(_, b, e)| *b <= at && *e > at).map(|(x, ..)| *x).collect();
                 Snapshot { xmin: xip.first().copied().unwrap_or(xmax), xmax, xip }
             };
-            let mut at = Cursor { snapshot: Snapshot { xmin: 100, xmax: 100, xip: vec![] }, identity: identity() };
+            let mut at = Cursor { snapshot: Snapshot { xmin: 100, xmax: 100, xip: vec![] }, identity: identity(), tenants: None, held: false };
             let mut read: Vec<u64> = Vec::new();
             for instant in instants {
                 let now = take(instant);
@@ -505,7 +531,7 @@ mod tests {
                     *end <= instant && (*xid >= from.xid || from.also.contains(xid))
                 }).map(|(xid, ..)| *xid));
                 let pulled = Header { snapshot: now.clone(), ..header("1:1:") };
-                prop_assert!(continues(Some(&at), &pulled).is_ok());
+                prop_assert!(continues(Some(&at), &pulled, None).is_ok());
                 for (xid, begin, end) in &transactions {
                     if *begin <= instant {
                         prop_assert_eq!(now.sees(*xid), *end <= instant);

@@ -85,6 +85,8 @@ enum FeedError {
     Deaf,
     #[error("the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss")]
     OtherDatabase,
+    #[error("a server that takes writes is back; leaving the standby")]
+    PrimaryIsBack,
     #[error("the writer of the replica panicked")]
     Panicked,
 }
@@ -110,12 +112,17 @@ struct State {
     /// When everything is to be compared next.
     compare_at: Instant,
     trusted: bool,
-    held: bool,
     /// Loss and another database are accepted until the next comparison is through.
     accept: bool,
     killed_in_a_row: u32,
     deaf_until: Option<Instant>,
     waiting: VecDeque<Order>,
+}
+
+impl State {
+    fn held(&self) -> bool {
+        self.cursor.as_ref().is_some_and(|cursor| cursor.held)
+    }
 }
 
 /// Runs until told to stop.
@@ -128,7 +135,6 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         cursor_moved: false,
         compare_at: after(now, jitter(feed.config.reconcile_every, feed.config.reconcile_every)),
         trusted: true,
-        held: false,
         accept: false,
         killed_in_a_row: 0,
         deaf_until: None,
@@ -231,7 +237,11 @@ impl Feed {
         let mut listen_check = interval(LISTEN_CHECK);
         let mut prune = tokio::time::interval_at(after(Instant::now(), jitter(PRUNE_EVERY, PRUNE_EVERY)), PRUNE_EVERY);
         let mut again: Option<(Instant, Duration, u64, Instant)> = None;
+        state.accept |= state.waiting.iter().any(|order| matches!(order, Order::Refresh(refresh, _) if refresh.accept_loss));
         self.pull(session, state, PullCause::Connect).await?;
+        if state.held() {
+            state.compare_at = state.compare_at.min(after(Instant::now(), DISTRUST_EVERY));
+        }
         heartbeat.reset();
         loop {
             if let Some(order) = state.waiting.pop_front() {
@@ -244,7 +254,7 @@ impl Feed {
                 () = session.ended() => return Err(FeedError::Ended),
                 () = doorbell.rung() => {
                     self.metrics.doorbells.inc_by(doorbell.take_count());
-                    sleep(jitter(Duration::ZERO, self.config.spread)).await;
+                    self.spread(self.config.spread).await;
                     let began = Instant::now();
                     self.pull(session, state, PullCause::Doorbell).await?;
                     again = self.not_seen_yet(&doorbell, state, JOIN, after(began, DOORBELL_DEADLINE));
@@ -267,8 +277,12 @@ impl Feed {
                 () = sleep_until(state.compare_at) => {
                     self.compare(session, state, None).await?;
                 }
-                _ = listen_check.tick(), if listening => {
-                    if !self.in_time(session.still_listens()).await? {
+                _ = listen_check.tick(), if listening || session.recovery => {
+                    if session.recovery {
+                        if Session::open(&self.target, Role::Writable, None).await.is_ok() {
+                            return Err(FeedError::PrimaryIsBack);
+                        }
+                    } else if !self.in_time(session.still_listens()).await? {
                         return Err(FeedError::Deaf);
                     }
                 }
@@ -280,6 +294,22 @@ impl Feed {
                     }
                 }
             }
+        }
+    }
+
+    /// Many nodes do not all ask at once.
+    async fn spread(&self, most: Duration) {
+        if !most.is_zero() {
+            sleep(jitter(Duration::ZERO, most)).await;
+        }
+    }
+
+    fn cursor_at(&self, header: &Header, state: &State) -> Cursor {
+        Cursor {
+            snapshot: header.snapshot.clone(),
+            identity: header.identity.clone(),
+            tenants: self.held.clone(),
+            held: state.held(),
         }
     }
 
@@ -306,8 +336,13 @@ impl Feed {
         let applied = self.digest_pull(session, state, pulled, sent).await?;
         self.metrics.pulls.inc(cause);
         self.metrics.pull_duration.observe(cause, began.elapsed().as_secs_f64());
-        self.health.enter(FeedState::Level);
+        self.enter_level(state);
         Ok(applied)
+    }
+
+    /// Level is only what is also trusted.
+    fn enter_level(&self, state: &State) {
+        self.health.enter(if state.trusted && !state.held() { FeedState::Level } else { FeedState::Listening });
     }
 
     async fn digest_pull(
@@ -318,14 +353,13 @@ impl Feed {
         sent: Duration,
     ) -> Result<Applied, FeedError> {
         self.tell_header(&pulled.header, state);
-        if let Err(why) = change::continues(state.cursor.as_ref(), &pulled.header) {
+        if let Err(why) = change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref()) {
             if why == Why::OtherIdentity {
-                let most = self.config.spread.saturating_mul(SPREAD_FACTOR).min(SPREAD_MOST);
-                sleep(jitter(Duration::ZERO, most)).await;
+                self.spread(self.config.spread.saturating_mul(SPREAD_FACTOR).min(SPREAD_MOST)).await;
             }
             return Ok(self.compare(session, state, Some(why)).await?.0);
         }
-        let next = Cursor { snapshot: pulled.header.snapshot.clone(), identity: pulled.header.identity.clone() };
+        let next = self.cursor_at(&pulled.header, state);
         let behind = i64::try_from(pulled.changed.len()).unwrap_or(i64::MAX);
         self.metrics.feed_behind.set(behind);
         self.health.update_feed(|feed| feed.behind = behind.unsigned_abs());
@@ -337,7 +371,7 @@ impl Feed {
             }
             Step::Apply => {
                 let cover = cover_of(pulled.changed.iter().map(|changed| &changed.key));
-                let terms = self.terms(cover, state.accept);
+                let terms = self.terms(cover, state.accept, false);
                 let (applied, cursor) = self.write(Incoming::whole(pulled.rows, next), terms).await?;
                 self.applied(state, cursor, &applied, &pulled.changed, sent);
                 applied
@@ -375,7 +409,7 @@ impl Feed {
         let sent = since_boot();
         let header = self.in_time(session.begin()).await?;
         self.tell_header(&header, state);
-        if let Err(why) = change::continues(state.cursor.as_ref(), &header) {
+        if let Err(why) = change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
             session.end().await?;
             return Ok(self.compare(session, state, Some(why)).await?.0);
         }
@@ -385,9 +419,9 @@ impl Feed {
             return Ok(self.compare(session, state, Some(why)).await?.0);
         }
         let cover = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
-        let next = Cursor { snapshot: header.snapshot.clone(), identity: header.identity.clone() };
+        let next = self.cursor_at(&header, state);
         let load = load_of(&cover);
-        let (applied, cursor) = self.stream(session, load, cover, next, state.accept).await?;
+        let (applied, cursor) = self.stream(session, load, self.terms(cover, state.accept, false), next).await?;
         self.applied(state, cursor, &applied, &changed, sent);
         self.prove(state, &header, sent);
         Ok(applied)
@@ -407,7 +441,8 @@ impl Feed {
         }
         let header = self.in_time(session.begin()).await?;
         self.tell_header(&header, state);
-        let next = Cursor { snapshot: header.snapshot.clone(), identity: header.identity.clone() };
+        let next = self.cursor_at(&header, state);
+        let accept = state.accept || why == Some(Why::OtherTenants);
         let empty = self.engine.stats().replica.tenants == 0 && self.engine.stats().replica.numbers == 0;
         let (load, comparison) = if empty {
             (Load::Everything, Comparison::default())
@@ -417,18 +452,14 @@ impl Feed {
             let mut comparison = Comparison::new(here);
             session.digests(|id, digest| comparison.take(id, digest)).await?;
             let comparison = comparison.finish();
-            if !comparison.common && !state.accept {
+            // An empty database loses everything and is held as such; another one is refused.
+            if !comparison.common && comparison.tenants > 0 && !accept {
                 self.health.update_feed(|feed| feed.refused_database = true);
-                session.end().await?;
-                // An empty database loses everything and is held as such; another one is refused.
-                if comparison.tenants > 0 {
-                    return Err(FeedError::OtherDatabase);
-                }
-                session.begin().await?;
+                return Err(FeedError::OtherDatabase);
             }
             (load_of(&comparison.cover), comparison)
         };
-        let (applied, cursor) = self.stream(session, load, comparison.cover.clone(), next, state.accept).await?;
+        let (applied, cursor) = self.stream(session, load, self.terms(comparison.cover.clone(), accept, true), next).await?;
         self.health.update_feed(|feed| {
             feed.refused_database = false;
             feed.last_reconcile = Some(Timestamp::now());
@@ -437,11 +468,10 @@ impl Feed {
         if why.is_none() {
             self.metrics.reconcile_differences.inc_by(applied.written.saturating_add(applied.removed));
         }
-        state.held = applied.held.is_some();
         state.accept = false;
         self.applied(state, cursor, &applied, &[], sent);
         self.prove(state, &header, sent);
-        let every = if state.trusted && !state.held { self.config.reconcile_every } else { DISTRUST_EVERY.min(self.config.reconcile_every) };
+        let every = if state.trusted && !state.held() { self.config.reconcile_every } else { DISTRUST_EVERY.min(self.config.reconcile_every) };
         state.compare_at = after(Instant::now(), jitter(every, every / 10));
         self.metrics.pulls.inc(PullCause::Reconcile);
         self.metrics.pull_duration.observe(PullCause::Reconcile, began.elapsed().as_secs_f64());
@@ -450,7 +480,7 @@ impl Feed {
             elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "compared everything with Postgres"
         );
-        self.health.enter(FeedState::Level);
+        self.enter_level(state);
         if let Some(read_through) = self.engine.take_read_through() {
             read_through.close().await;
         }
@@ -462,13 +492,12 @@ impl Feed {
         &self,
         session: &Session,
         load: Load,
-        cover: Cover,
+        terms: Terms,
         next: Cursor,
-        accept: bool,
     ) -> Result<(Applied, Cursor), FeedError> {
         let (send_rows, rows) = mpsc::channel(4);
         let (send_next, take_next) = oneshot::channel();
-        let writing = self.write(Incoming { rows, next: take_next }, self.terms(cover, accept));
+        let writing = self.write(Incoming { rows, next: take_next }, terms);
         let reading = async {
             let sent = session.load(&load, &send_rows).await;
             drop(send_rows);
@@ -497,8 +526,14 @@ impl Feed {
         Ok(blocking(move || engine.apply(incoming, &terms)).await??)
     }
 
-    fn terms(&self, cover: Cover, accept_loss: bool) -> Terms {
-        Terms { cover, limits: self.engine.limits().clone(), hold_percent: self.config.hold_if_lost_percent, accept_loss }
+    fn terms(&self, cover: Cover, accept_loss: bool, settles_held: bool) -> Terms {
+        Terms {
+            cover,
+            limits: self.engine.limits().clone(),
+            hold_percent: self.config.hold_if_lost_percent,
+            accept_loss,
+            settles_held,
+        }
     }
 
     /// A pull has the heartbeat's limit of time: past it the connection is taken for dead.
@@ -619,7 +654,6 @@ impl Feed {
         }
         self.metrics.feed_behind.set(0);
         if let Some(loss) = applied.held {
-            state.held = true;
             state.compare_at = state.compare_at.min(after(Instant::now(), DISTRUST_EVERY));
             tracing::error!(
                 tenants = loss.tenants, numbers = loss.numbers,
@@ -641,17 +675,17 @@ impl Feed {
 
     /// Level is proved, unless something says that the log cannot be believed.
     fn prove(&self, state: &mut State, header: &Header, sent: Duration) {
-        if !state.held {
+        if !state.held() {
             self.health.update_feed(|feed| feed.held = None);
         }
-        self.metrics.feed_held.set(i64::from(state.held));
+        self.metrics.feed_held.set(i64::from(state.held()));
         self.health.update_feed(|feed| {
             feed.behind = 0;
             feed.last_pull_completed = Some(Timestamp::now());
         });
         self.metrics.last_pull_completed.set(now_seconds());
         let Some(lag) = header.lag_ms else { return };
-        if state.trusted && !state.held {
+        if state.trusted && !state.held() {
             self.engine.proven_level(sent.saturating_sub(Duration::from_millis(lag)));
         }
     }

@@ -149,6 +149,8 @@ pub struct Terms {
     pub hold_percent: u8,
     /// Unless an operator accepted it.
     pub accept_loss: bool,
+    /// The batch compares everything: what was held before and is not a loss any more is held no longer.
+    pub settles_held: bool,
 }
 
 /// A loss that was not applied.
@@ -462,8 +464,9 @@ impl Replica {
             while let Some(rows) = incoming.rows.blocking_recv() {
                 rows.into_iter().try_for_each(|row| writer.take(row))?;
             }
-            let next = incoming.next.blocking_recv().map_err(|_| ReplicaError::Abandoned)?;
+            let mut next = incoming.next.blocking_recv().map_err(|_| ReplicaError::Abandoned)?;
             let applied = writer.finish(before)?;
+            next.held = applied.held.is_some() || (next.held && !terms.settles_held);
             let mut meta = tried!("writing", txn.open_table(META))?;
             write_cursor(&mut meta, &next)?;
             (applied, next)
