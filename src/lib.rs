@@ -3,14 +3,15 @@
 //!
 //! Read down: each file uses only files below it.
 
-pub mod change;
-pub mod condition;
-pub mod config;
+pub mod example;
 pub mod feed;
-pub mod health;
-pub mod hours;
-pub mod metrics;
-pub mod number;
-pub mod row;
-pub mod seal;
 pub mod source;
+pub mod change;
+pub mod seal;
+pub mod metrics;
+pub mod health;
+pub mod config;
+pub mod condition;
+pub mod hours;
+pub mod row;
+pub mod number;
