@@ -50,12 +50,20 @@ impl FromStr for Snapshot {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let wrong = || NoSnapshot(text.chars().take(80).collect());
         let mut parts = text.split(':');
-        let mut number = || parts.next().and_then(|part| part.parse::<u64>().ok()).ok_or_else(wrong);
+        let mut number = || {
+            parts
+                .next()
+                .and_then(|part| part.parse::<u64>().ok())
+                .ok_or_else(wrong)
+        };
         let (xmin, xmax) = (number()?, number()?);
         let xip = parts.next().ok_or_else(wrong)?;
         let xip = match xip {
             "" => Vec::new(),
-            list => list.split(',').map(|xid| xid.parse().map_err(|_| wrong())).collect::<Result<_, _>>()?,
+            list => list
+                .split(',')
+                .map(|xid| xid.parse().map_err(|_| wrong()))
+                .collect::<Result<_, _>>()?,
         };
         if parts.next().is_some() || xmin > xmax {
             return Err(wrong());
@@ -99,6 +107,12 @@ pub struct Cursor {
     pub snapshot: Snapshot,
     /// Whose transaction ids those are.
     pub identity: Identity,
+    /// Slugs and ids of the tenants that were copied; `None` for all.
+    #[serde(default)]
+    pub tenants: Option<Vec<String>>,
+    /// Whether rows are kept that Postgres no longer has, until an operator lets them go.
+    #[serde(default)]
+    pub held: bool,
 }
 
 /// What every pull brings beside keys and rows.
@@ -124,7 +138,9 @@ pub struct Header {
 }
 
 fn from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(serde::de::Error::custom)
 }
 
 /// What a row of the change log names.
@@ -175,6 +191,8 @@ pub enum Why {
     WentBack,
     /// The log holds transaction ids of another server: restored from a dump.
     FutureLog,
+    /// `replica.tenants` was changed.
+    OtherTenants,
     /// A table was truncated, or more changed than is worth naming.
     Everything,
 }
@@ -187,8 +205,11 @@ impl Why {
             Self::FirstSync => "first synchronisation",
             Self::BelowFloor => "the change log no longer reaches back to this node's cursor",
             Self::OtherIdentity => "another or restarted server, role or database",
-            Self::WentBack => "the server is older than what this node has seen; restored from a backup",
+            Self::WentBack => {
+                "the server is older than what this node has seen; restored from a backup"
+            }
             Self::FutureLog => "the change log is of another server; restored from a dump",
+            Self::OtherTenants => "replica.tenants was changed",
             Self::Everything => "a table was truncated or too much changed",
         }
     }
@@ -214,10 +235,21 @@ pub const KEYS_PER_LOAD: usize = 50_000;
 
 /// What the cursor and a pull's header say, before its keys are looked at.
 ///
+/// `tenants` are those to be held now.
+///
 /// # Errors
 /// [`Why`] the keys mean nothing and everything has to be compared.
-pub fn continues(cursor: Option<&Cursor>, header: &Header) -> Result<(), Why> {
-    let Some(cursor) = cursor else { return Err(Why::FirstSync) };
+pub fn continues(
+    cursor: Option<&Cursor>,
+    header: &Header,
+    tenants: Option<&[String]>,
+) -> Result<(), Why> {
+    let Some(cursor) = cursor else {
+        return Err(Why::FirstSync);
+    };
+    if cursor.tenants.as_deref() != tenants {
+        return Err(Why::OtherTenants);
+    }
     if cursor.identity != header.identity {
         return Err(Why::OtherIdentity);
     }
@@ -263,16 +295,28 @@ pub struct Start {
 #[must_use]
 pub fn read_from(cursor: Option<&Cursor>) -> Start {
     match cursor {
-        None => Start { xid: u64::MAX >> 1, also: Vec::new() },
-        Some(Cursor { snapshot, identity }) if identity.recovery => Start { xid: snapshot.xmin, also: Vec::new() },
-        Some(Cursor { snapshot, .. }) => Start { xid: snapshot.xmax, also: snapshot.xip.clone() },
+        None => Start {
+            xid: u64::MAX >> 1,
+            also: Vec::new(),
+        },
+        Some(Cursor {
+            snapshot, identity, ..
+        }) if identity.recovery => Start {
+            xid: snapshot.xmin,
+            also: Vec::new(),
+        },
+        Some(Cursor { snapshot, .. }) => Start {
+            xid: snapshot.xmax,
+            also: snapshot.xip.clone(),
+        },
     }
 }
 
 /// Whether a loss is too large to be believed: more than `percent` of what was there.
 #[must_use]
 pub fn holds_loss(lost: u64, of: u64, percent: u8) -> bool {
-    percent < 100 && u128::from(lost).saturating_mul(100) > u128::from(of).saturating_mul(u128::from(percent))
+    percent < 100
+        && u128::from(lost).saturating_mul(100) > u128::from(of).saturating_mul(u128::from(percent))
 }
 
 #[cfg(test)]
@@ -286,11 +330,16 @@ mod tests {
     }
 
     fn identity() -> Identity {
-        Identity { system: "1".into(), started: "2026".into(), recovery: false, database: 5 }
+        Identity {
+            system: "1".into(),
+            started: "2026".into(),
+            recovery: false,
+            database: 5,
+        }
     }
 
     fn cursor(text: &str) -> Cursor {
-        Cursor { snapshot: snapshot(text), identity: identity() }
+        Cursor { snapshot: snapshot(text), identity: identity(), tenants: None, held: false }
     }
 
     fn header(text: &str) -> Header {
@@ -307,7 +356,12 @@ mod tests {
     }
 
     fn changed(keys: &[Key]) -> Vec<Changed> {
-        keys.iter().map(|key| Changed { key: key.clone(), age: Duration::ZERO }).collect()
+        keys.iter()
+            .map(|key| Changed {
+                key: key.clone(),
+                age: Duration::ZERO,
+            })
+            .collect()
     }
 
     #[test]
@@ -322,7 +376,7 @@ mod tests {
 
     #[test]
     fn a_node_without_a_cursor_synchronises_everything() {
-        assert_eq!(continues(None, &header("10:10:")), Err(Why::FirstSync));
+        assert_eq!(continues(None, &header("10:10:"), None), Err(Why::FirstSync));
     }
 
     #[test]
@@ -335,30 +389,57 @@ mod tests {
         ] {
             let mut other = header("10:10:");
             change(&mut other);
-            assert_eq!(continues(Some(&cursor("10:10:")), &other), Err(Why::OtherIdentity));
+            assert_eq!(
+                continues(Some(&cursor("10:10:")), &other, None),
+                Err(Why::OtherIdentity)
+            );
         }
     }
 
     #[test]
     fn a_server_that_went_back_means_a_comparison() {
-        assert_eq!(continues(Some(&cursor("10:10:")), &header("9:10:")), Err(Why::WentBack));
-        assert_eq!(continues(Some(&cursor("10:12:11")), &header("10:11:")), Err(Why::WentBack));
-        assert_eq!(continues(Some(&cursor("10:12:11")), &header("10:12:11")), Ok(()));
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &header("9:10:"), None),
+            Err(Why::WentBack)
+        );
+        assert_eq!(
+            continues(Some(&cursor("10:12:11")), &header("10:11:"), None),
+            Err(Why::WentBack)
+        );
+        assert_eq!(
+            continues(Some(&cursor("10:12:11")), &header("10:12:11"), None),
+            Ok(())
+        );
     }
 
     #[test]
     fn a_log_pruned_past_the_cursor_means_a_comparison() {
         let mut pruned = header("20:20:");
         pruned.floor = 11;
-        assert_eq!(continues(Some(&cursor("10:20:10")), &pruned), Err(Why::BelowFloor));
-        assert_eq!(continues(Some(&cursor("11:20:11")), &pruned), Ok(()));
+        assert_eq!(
+            continues(Some(&cursor("10:20:10")), &pruned, None),
+            Err(Why::BelowFloor)
+        );
+        assert_eq!(continues(Some(&cursor("11:20:11")), &pruned, None), Ok(()));
     }
 
     #[test]
     fn a_log_from_the_future_means_a_comparison() {
         let mut restored = header("20:20:");
         restored.future = true;
-        assert_eq!(continues(Some(&cursor("10:10:")), &restored), Err(Why::FutureLog));
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &restored, None),
+            Err(Why::FutureLog)
+        );
+    }
+
+    #[test]
+    fn other_tenants_to_hold_mean_a_comparison() {
+        let list = ["acme".to_owned()];
+        assert_eq!(
+            continues(Some(&cursor("10:10:")), &header("10:10:"), Some(&list)),
+            Err(Why::OtherTenants)
+        );
     }
 
     #[test]
@@ -370,7 +451,10 @@ mod tests {
     #[test]
     fn a_truncated_table_means_a_comparison_and_all_numbers_of_a_tenant_a_load() {
         let tenant = Uuid::from_u128(7);
-        assert_eq!(step(&changed(&[Key::All]), true), Step::Compare(Why::Everything));
+        assert_eq!(
+            step(&changed(&[Key::All]), true),
+            Step::Compare(Why::Everything)
+        );
         assert_eq!(step(&changed(&[Key::Tenant(tenant)]), true), Step::Apply);
         assert_eq!(
             step(&changed(&[Key::NumbersOf(tenant)]), true),
@@ -388,9 +472,21 @@ mod tests {
     #[test]
     fn on_a_standby_the_log_is_read_from_xmin() {
         let mut standby = cursor("10:20:");
-        assert_eq!(read_from(Some(&standby)), Start { xid: 20, also: vec![] });
+        assert_eq!(
+            read_from(Some(&standby)),
+            Start {
+                xid: 20,
+                also: vec![]
+            }
+        );
         standby.identity.recovery = true;
-        assert_eq!(read_from(Some(&standby)), Start { xid: 10, also: vec![] });
+        assert_eq!(
+            read_from(Some(&standby)),
+            Start {
+                xid: 10,
+                also: vec![]
+            }
+        );
     }
 
     #[test]
@@ -426,7 +522,7 @@ mod tests {
                 let xip: Vec<u64> = transactions.iter().filter(|(_, b, e)| *b <= at && *e > at).map(|(x, ..)| *x).collect();
                 Snapshot { xmin: xip.first().copied().unwrap_or(xmax), xmax, xip }
             };
-            let mut at = Cursor { snapshot: Snapshot { xmin: 100, xmax: 100, xip: vec![] }, identity: identity() };
+            let mut at = Cursor { snapshot: Snapshot { xmin: 100, xmax: 100, xip: vec![] }, identity: identity(), tenants: None, held: false };
             let mut read: Vec<u64> = Vec::new();
             for instant in instants {
                 let now = take(instant);
@@ -435,7 +531,7 @@ mod tests {
                     *end <= instant && (*xid >= from.xid || from.also.contains(xid))
                 }).map(|(xid, ..)| *xid));
                 let pulled = Header { snapshot: now.clone(), ..header("1:1:") };
-                prop_assert!(continues(Some(&at), &pulled).is_ok());
+                prop_assert!(continues(Some(&at), &pulled, None).is_ok());
                 for (xid, begin, end) in &transactions {
                     if *begin <= instant {
                         prop_assert_eq!(now.sees(*xid), *end <= instant);

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! argv in, exit code out.
 
 use std::process::ExitCode;
@@ -14,3 +15,6 @@ fn main() -> ExitCode {
         }
     }
 }
+=======
+fn main() {}
+>>>>>>> main

@@ -8,8 +8,8 @@ pub mod migrate;
 mod sql;
 mod target;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::{TryStreamExt, future, pin_mut, stream};
@@ -55,7 +55,9 @@ pub enum SourceError {
     #[error("the database's encoding is {0}; sidetone needs UTF8")]
     Encoding(String),
     /// The schema `sidetone` is not there.
-    #[error("the schema sidetone is not in the database; run `sidetone migrate` as the owner of the tables")]
+    #[error(
+        "the schema sidetone is not in the database; run `sidetone migrate` as the owner of the tables"
+    )]
     NoSchema,
     /// No complete answer in time: the connection is taken for dead.
     #[error("no answer within {0:?}")]
@@ -88,15 +90,24 @@ impl SourceError {
     fn of(doing: &'static str, err: &tokio_postgres::Error) -> Self {
         match err.as_db_error() {
             None => Self::Lost(chain(err)),
-            Some(db) if *db.code() == SqlState::ADMIN_SHUTDOWN || *db.code() == SqlState::CRASH_SHUTDOWN => {
+            Some(db)
+                if *db.code() == SqlState::ADMIN_SHUTDOWN
+                    || *db.code() == SqlState::CRASH_SHUTDOWN =>
+            {
                 Self::Lost(db.message().to_owned())
             }
-            Some(db) => Self::Statement { doing, what: format!("{} (SQLSTATE {})", db.message(), db.code().code()) },
+            Some(db) => Self::Statement {
+                doing,
+                what: format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+            },
         }
     }
 
     fn shape(doing: &'static str, what: impl std::fmt::Display) -> Self {
-        Self::Shape { doing, what: what.to_string() }
+        Self::Shape {
+            doing,
+            what: what.to_string(),
+        }
     }
 }
 
@@ -185,7 +196,9 @@ impl Doorbell {
 
     /// Forgets the highest transaction id: it never became visible.
     pub fn forget(&self, xid: u64) {
-        let _ = self.newest.compare_exchange(xid, 0, Ordering::AcqRel, Ordering::Acquire);
+        let _ = self
+            .newest
+            .compare_exchange(xid, 0, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn push(&self, payload: &str) {
@@ -224,18 +237,38 @@ impl Session {
     ///
     /// # Errors
     /// [`SourceError`]: not reached, refused, wrong encoding, no schema, too slow.
-    pub async fn open(target: &Target, role: Role, held: Option<Vec<String>>) -> Result<Self, SourceError> {
+    pub async fn open(
+        target: &Target,
+        role: Role,
+        held: Option<Vec<String>>,
+    ) -> Result<Self, SourceError> {
         let limit = target.connect_timeout;
-        tokio::time::timeout(limit, Self::connect(target, role, held)).await.unwrap_or(Err(SourceError::Timeout(limit)))
+        tokio::time::timeout(limit, Self::connect(target, role, held))
+            .await
+            .unwrap_or(Err(SourceError::Timeout(limit)))
     }
 
-    async fn connect(target: &Target, role: Role, held: Option<Vec<String>>) -> Result<Self, SourceError> {
+    async fn connect(
+        target: &Target,
+        role: Role,
+        held: Option<Vec<String>>,
+    ) -> Result<Self, SourceError> {
         let config = target.tokio(role);
         let place = target.place.clone();
-        let (client, mut connection) = config.connect(target.tls.clone()).await.map_err(|err| match err.as_db_error() {
-            Some(db) => SourceError::Rejected { place, what: format!("{} (SQLSTATE {})", db.message(), db.code().code()) },
-            None => SourceError::Connect { place, what: target::explain(&chain(&err)) },
-        })?;
+        let (client, mut connection) =
+            config
+                .connect(target.tls.clone())
+                .await
+                .map_err(|err| match err.as_db_error() {
+                    Some(db) => SourceError::Rejected {
+                        place,
+                        what: format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+                    },
+                    None => SourceError::Connect {
+                        place,
+                        what: target::explain(&chain(&err)),
+                    },
+                })?;
         let doorbell = Arc::new(Doorbell::default());
         let ended = CancellationToken::new();
         let driver = {
@@ -247,7 +280,9 @@ impl Session {
                 pin_mut!(messages);
                 loop {
                     match messages.try_next().await {
-                        Ok(Some(AsyncMessage::Notification(note))) if note.channel() == "sidetone" => {
+                        Ok(Some(AsyncMessage::Notification(note)))
+                            if note.channel() == "sidetone" =>
+                        {
                             doorbell.push(note.payload());
                         }
                         Ok(Some(_)) => {}
@@ -278,7 +313,11 @@ impl Session {
 
     async fn check(&mut self) -> Result<(), SourceError> {
         const DOING: &str = "checking the session";
-        let row = self.client.query_typed_one(sql::SESSION, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
+        let row = self
+            .client
+            .query_typed_one(sql::SESSION, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
         let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
         self.server_version = row.try_get(0).map_err(read)?;
         let encoding: String = row.try_get(1).map_err(read)?;
@@ -290,7 +329,11 @@ impl Session {
         if !row.try_get::<_, bool>(3).map_err(read)? {
             return Err(SourceError::NoSchema);
         }
-        let pull = self.client.prepare(sql::PULL).await.map_err(|err| SourceError::of("preparing the pull", &err))?;
+        let pull = self
+            .client
+            .prepare(sql::PULL)
+            .await
+            .map_err(|err| SourceError::of("preparing the pull", &err))?;
         self.pull = Some(pull);
         Ok(())
     }
@@ -300,7 +343,10 @@ impl Session {
     /// # Errors
     /// [`SourceError::Statement`] where the server refuses (a standby, a damaged queue): poll instead.
     pub async fn listen(&self) -> Result<(), SourceError> {
-        self.client.batch_execute("listen sidetone").await.map_err(|err| SourceError::of("LISTEN", &err))
+        self.client
+            .batch_execute("listen sidetone")
+            .await
+            .map_err(|err| SourceError::of("LISTEN", &err))
     }
 
     /// Whether doorbells still reach this very session.
@@ -309,9 +355,14 @@ impl Session {
     /// [`SourceError`] as for every statement.
     pub async fn still_listens(&self) -> Result<bool, SourceError> {
         const DOING: &str = "checking LISTEN";
-        let row = self.client.query_typed_one(sql::LISTENING, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
+        let row = self
+            .client
+            .query_typed_one(sql::LISTENING, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
         let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
-        Ok(row.try_get::<_, i32>(0).map_err(read)? == self.backend_pid && row.try_get::<_, bool>(1).map_err(read)?)
+        Ok(row.try_get::<_, i32>(0).map_err(read)? == self.backend_pid
+            && row.try_get::<_, bool>(1).map_err(read)?)
     }
 
     /// Where doorbells arrive.
@@ -331,7 +382,9 @@ impl Session {
     /// [`SourceError`] as for every statement. The caller sets the limit of time.
     pub async fn pull(&self, start: &Start, keys: usize) -> Result<Pulled, SourceError> {
         const DOING: &str = "pull";
-        let Some(statement) = &self.pull else { return Err(SourceError::shape(DOING, "not prepared")) };
+        let Some(statement) = &self.pull else {
+            return Err(SourceError::shape(DOING, "not prepared"));
+        };
         let (xid, also) = start_params(start);
         let keys = i64::try_from(keys).unwrap_or(i64::MAX);
         let rows = self
@@ -342,25 +395,49 @@ impl Session {
         pin_mut!(rows);
         let mut header = None;
         let mut pulled = (Vec::new(), Vec::new());
-        while let Some(row) = rows.try_next().await.map_err(|err| SourceError::of(DOING, &err))? {
+        while let Some(row) = rows
+            .try_next()
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?
+        {
             let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
-            let (part, key, document): (i32, String, String) =
-                (row.try_get(0).map_err(read)?, row.try_get(1).map_err(read)?, row.try_get(2).map_err(read)?);
+            let (part, key, document): (i32, String, String) = (
+                row.try_get(0).map_err(read)?,
+                row.try_get(1).map_err(read)?,
+                row.try_get(2).map_err(read)?,
+            );
             match part {
                 0 => header = Some((key == "whole", parse::<Header>(DOING, &document)?)),
                 1 => {
                     let (id, age_us): (String, u64) = parse(DOING, &document)?;
-                    pulled.0.push(Changed { key: Key::read(&key, &id), age: Duration::from_micros(age_us) });
+                    pulled.0.push(Changed {
+                        key: Key::read(&key, &id),
+                        age: Duration::from_micros(age_us),
+                    });
                 }
                 2 => {
-                    let (tenant, e164) = key.split_once(' ').ok_or_else(|| SourceError::shape(DOING, "number without tenant"))?;
-                    pulled.1.push(Row::Number { tenant: uuid(DOING, tenant)?, e164: e164.to_owned(), document });
+                    let (tenant, e164) = key
+                        .split_once(' ')
+                        .ok_or_else(|| SourceError::shape(DOING, "number without tenant"))?;
+                    pulled.1.push(Row::Number {
+                        tenant: uuid(DOING, tenant)?,
+                        e164: e164.to_owned(),
+                        document,
+                    });
                 }
-                _ => pulled.1.push(Row::Tenant { id: uuid(DOING, &key)?, document }),
+                _ => pulled.1.push(Row::Tenant {
+                    id: uuid(DOING, &key)?,
+                    document,
+                }),
             }
         }
         let (complete, header) = header.ok_or_else(|| SourceError::shape(DOING, "no header"))?;
-        Ok(Pulled { header, changed: pulled.0, complete, rows: pulled.1 })
+        Ok(Pulled {
+            header,
+            changed: pulled.0,
+            complete,
+            rows: pulled.1,
+        })
     }
 
     /// Begins a longer look: everything read until [`Session::end`] is of one snapshot, the one in the header.
@@ -369,9 +446,16 @@ impl Session {
     /// [`SourceError`] as for every statement.
     pub async fn begin(&self) -> Result<Header, SourceError> {
         const DOING: &str = "beginning a snapshot";
-        self.run("begin isolation level repeatable read, read only").await?;
-        let row = self.limit(self.client.query_typed_one(sql::HEADER, &[]), DOING).await?;
-        parse(DOING, &row.try_get::<_, String>(0).map_err(|err| SourceError::shape(DOING, chain(&err)))?)
+        self.run("begin isolation level repeatable read, read only")
+            .await?;
+        let row = self
+            .limit(self.client.query_typed_one(sql::HEADER, &[]), DOING)
+            .await?;
+        parse(
+            DOING,
+            &row.try_get::<_, String>(0)
+                .map_err(|err| SourceError::shape(DOING, chain(&err)))?,
+        )
     }
 
     /// Ends it.
@@ -390,13 +474,21 @@ impl Session {
         const DOING: &str = "reading the change log";
         let (xid, also) = start_params(start);
         let statement = self.limit(self.client.prepare(sql::KEYS), DOING).await?;
-        let rows = self.limit(self.client.query(&statement, &[&xid, &also]), DOING).await?;
+        let rows = self
+            .limit(self.client.query(&statement, &[&xid, &also]), DOING)
+            .await?;
         rows.iter()
             .map(|row| {
                 let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
-                let (kind, id, age): (String, String, i64) =
-                    (row.try_get(0).map_err(read)?, row.try_get(1).map_err(read)?, row.try_get(2).map_err(read)?);
-                Ok(Changed { key: Key::read(&kind, &id), age: Duration::from_micros(age.unsigned_abs()) })
+                let (kind, id, age): (String, String, i64) = (
+                    row.try_get(0).map_err(read)?,
+                    row.try_get(1).map_err(read)?,
+                    row.try_get(2).map_err(read)?,
+                );
+                Ok(Changed {
+                    key: Key::read(&kind, &id),
+                    age: Duration::from_micros(age.unsigned_abs()),
+                })
             })
             .collect()
     }
@@ -405,19 +497,32 @@ impl Session {
     ///
     /// # Errors
     /// [`SourceError`] as for every statement.
-    pub async fn digests(&self, mut each: impl FnMut(Uuid, TenantDigest)) -> Result<(), SourceError> {
+    pub async fn digests(
+        &self,
+        mut each: impl FnMut(Uuid, TenantDigest),
+    ) -> Result<(), SourceError> {
         const DOING: &str = "reading hashes";
         for (query, numbers) in [(sql::TENANT_DIGESTS, false), (sql::NUMBER_DIGESTS, true)] {
             let statement = self.limit(self.client.prepare(query), DOING).await?;
-            let rows = self.limit(self.client.query_raw(&statement, slice(&[&self.held])), DOING).await?;
+            let rows = self
+                .limit(
+                    self.client.query_raw(&statement, slice(&[&self.held])),
+                    DOING,
+                )
+                .await?;
             pin_mut!(rows);
             while let Some(row) = self.limit(rows.try_next(), DOING).await? {
                 let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
-                let hash = |text: String| DocHash::from_hex(&text).ok_or_else(|| SourceError::shape(DOING, "no SHA-256"));
+                let hash = |text: String| {
+                    DocHash::from_hex(&text).ok_or_else(|| SourceError::shape(DOING, "no SHA-256"))
+                };
                 let id: Uuid = row.try_get(0).map_err(read)?;
                 let digest = if numbers {
                     let count: i64 = row.try_get(1).map_err(read)?;
-                    TenantDigest::Numbers { count: count.unsigned_abs(), hash: hash(row.try_get(2).map_err(read)?)? }
+                    TenantDigest::Numbers {
+                        count: count.unsigned_abs(),
+                        hash: hash(row.try_get(2).map_err(read)?)?,
+                    }
                 } else {
                     TenantDigest::Rows(hash(row.try_get(1).map_err(read)?)?)
                 };
@@ -435,25 +540,48 @@ impl Session {
         const DOING: &str = "loading rows";
         let mut chunk = Chunk::default();
         let whole = || vec![None];
-        let named = |ids: &[Uuid]| ids.chunks(NAMES_PER_QUERY).map(|part| Some(part.to_vec())).collect::<Vec<_>>();
+        let named = |ids: &[Uuid]| {
+            ids.chunks(NAMES_PER_QUERY)
+                .map(|part| Some(part.to_vec()))
+                .collect::<Vec<_>>()
+        };
         let (tenants, numbers_of) = match what {
             Load::Everything => (whole(), whole()),
-            Load::Some { tenants, numbers_of, .. } => (named(tenants), named(numbers_of)),
+            Load::Some {
+                tenants,
+                numbers_of,
+                ..
+            } => (named(tenants), named(numbers_of)),
         };
-        for (query, lists, is_number) in [(sql::TENANTS, tenants, false), (sql::NUMBERS_OF, numbers_of, true)] {
+        for (query, lists, is_number) in [
+            (sql::TENANTS, tenants, false),
+            (sql::NUMBERS_OF, numbers_of, true),
+        ] {
             if lists.is_empty() {
                 continue;
             }
             let statement = self.limit(self.client.prepare(query), DOING).await?;
             for list in lists {
-                let rows = self.limit(self.client.query_raw(&statement, slice(&[&list, &self.held])), DOING).await?;
+                let rows = self
+                    .limit(
+                        self.client
+                            .query_raw(&statement, slice(&[&list, &self.held])),
+                        DOING,
+                    )
+                    .await?;
                 self.stream(rows, is_number, &mut chunk, to).await?;
             }
         }
         if let Load::Some { numbers, .. } = what {
             for list in numbers.chunks(NAMES_PER_QUERY) {
                 let statement = self.limit(self.client.prepare(sql::NUMBERS), DOING).await?;
-                let rows = self.limit(self.client.query_raw(&statement, slice(&[&list, &self.held])), DOING).await?;
+                let rows = self
+                    .limit(
+                        self.client
+                            .query_raw(&statement, slice(&[&list, &self.held])),
+                        DOING,
+                    )
+                    .await?;
                 self.stream(rows, true, &mut chunk, to).await?;
             }
         }
@@ -473,9 +601,16 @@ impl Session {
             let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
             let id: Uuid = row.try_get(0).map_err(read)?;
             let row = if is_number {
-                Row::Number { tenant: id, e164: row.try_get(1).map_err(read)?, document: row.try_get(2).map_err(read)? }
+                Row::Number {
+                    tenant: id,
+                    e164: row.try_get(1).map_err(read)?,
+                    document: row.try_get(2).map_err(read)?,
+                }
             } else {
-                Row::Tenant { id, document: row.try_get(1).map_err(read)? }
+                Row::Tenant {
+                    id,
+                    document: row.try_get(1).map_err(read)?,
+                }
             };
             if chunk.push(row) {
                 chunk.send(to).await?;
@@ -491,9 +626,20 @@ impl Session {
     pub async fn tenant_id(&self, slug_or_id: &str) -> Result<Option<Uuid>, SourceError> {
         const DOING: &str = "looking for a tenant";
         let rows = self
-            .limit(self.client.query_typed(sql::TENANT_ID, &[(&slug_or_id, tokio_postgres::types::Type::TEXT)]), DOING)
+            .limit(
+                self.client.query_typed(
+                    sql::TENANT_ID,
+                    &[(&slug_or_id, tokio_postgres::types::Type::TEXT)],
+                ),
+                DOING,
+            )
             .await?;
-        rows.first().map(|row| row.try_get(0).map_err(|err| SourceError::shape(DOING, chain(&err)))).transpose()
+        rows.first()
+            .map(|row| {
+                row.try_get(0)
+                    .map_err(|err| SourceError::shape(DOING, chain(&err)))
+            })
+            .transpose()
     }
 
     /// Deletes old rows of the change log; how many.
@@ -502,12 +648,16 @@ impl Session {
     /// [`SourceError`] as for every statement.
     pub async fn prune(&self) -> Result<i64, SourceError> {
         const DOING: &str = "pruning the change log";
-        let row = self.limit(self.client.query_typed_one(sql::PRUNE, &[]), DOING).await?;
-        row.try_get(0).map_err(|err| SourceError::shape(DOING, chain(&err)))
+        let row = self
+            .limit(self.client.query_typed_one(sql::PRUNE, &[]), DOING)
+            .await?;
+        row.try_get(0)
+            .map_err(|err| SourceError::shape(DOING, chain(&err)))
     }
 
     async fn run(&self, statement: &'static str) -> Result<(), SourceError> {
-        self.limit(self.client.batch_execute(statement), statement).await
+        self.limit(self.client.batch_execute(statement), statement)
+            .await
     }
 
     /// Every wait for the server ends: the server's own limit first, ours soon after.
@@ -516,8 +666,15 @@ impl Session {
         work: impl Future<Output = Result<T, tokio_postgres::Error>>,
         doing: &'static str,
     ) -> Result<T, SourceError> {
-        let limit = self.statement_timeout.saturating_add(Duration::from_secs(2));
-        match future::select(std::pin::pin!(work), std::pin::pin!(tokio::time::sleep(limit))).await {
+        let limit = self
+            .statement_timeout
+            .saturating_add(Duration::from_secs(2));
+        match future::select(
+            std::pin::pin!(work),
+            std::pin::pin!(tokio::time::sleep(limit)),
+        )
+        .await
+        {
             future::Either::Left((done, _)) => done.map_err(|err| SourceError::of(doing, &err)),
             future::Either::Right(_) => Err(SourceError::Timeout(limit)),
         }
@@ -580,7 +737,10 @@ impl Chunk {
 }
 
 fn start_params(start: &Start) -> (String, Vec<String>) {
-    (start.xid.to_string(), start.also.iter().map(ToString::to_string).collect())
+    (
+        start.xid.to_string(),
+        start.also.iter().map(ToString::to_string).collect(),
+    )
 }
 
 fn slice<'a>(
@@ -589,7 +749,10 @@ fn slice<'a>(
     params.iter().map(|param| *param as _)
 }
 
-fn parse<T: serde::de::DeserializeOwned>(doing: &'static str, text: &str) -> Result<T, SourceError> {
+fn parse<T: serde::de::DeserializeOwned>(
+    doing: &'static str,
+    text: &str,
+) -> Result<T, SourceError> {
     serde_json::from_str(text).map_err(|err| SourceError::shape(doing, err))
 }
 
@@ -623,7 +786,11 @@ impl ReadThrough {
             .max_connections(4)
             .acquire_timeout(Duration::from_secs(2))
             .idle_timeout(Duration::from_secs(30))
-            .connect_lazy_with(target.sqlx(Role::Any).options([("statement_timeout", "2000")]));
+            .connect_lazy_with(
+                target
+                    .sqlx(Role::Any)
+                    .options([("statement_timeout", "2000")]),
+            );
         Self { pool, held }
     }
 
@@ -632,9 +799,18 @@ impl ReadThrough {
     /// # Errors
     /// [`sqlx::Error`] when Postgres does not answer within two seconds or refuses.
     pub async fn number(&self, e164: &str) -> Result<Option<OneNumber>, sqlx::Error> {
-        let found: Option<(Uuid, String, Option<String>)> =
-            sqlx::query_as(sql::ONE_NUMBER).bind(e164).bind(&self.held).fetch_optional(&self.pool).await?;
-        Ok(found.map(|(tenant, number_document, tenant_document)| OneNumber { tenant, number_document, tenant_document }))
+        let found: Option<(Uuid, String, Option<String>)> = sqlx::query_as(sql::ONE_NUMBER)
+            .bind(e164)
+            .bind(&self.held)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(
+            found.map(|(tenant, number_document, tenant_document)| OneNumber {
+                tenant,
+                number_document,
+                tenant_document,
+            }),
+        )
     }
 
     /// Gives the connections back.

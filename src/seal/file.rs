@@ -112,7 +112,7 @@ pub fn read_keyring(path: &Path) -> Result<Zeroizing<String>, KeyringError> {
 
 fn read(path: &Path, credentials: Option<OsString>) -> Result<Zeroizing<String>, KeyringError> {
     // Without NONBLOCK a pipe in the file's place would hold us until someone writes to it.
-    let flags = OFlags::NOCTTY;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
     let mut file = OpenOptions::new()
         .read(true)
         .custom_flags(flags.bits().cast_signed())

@@ -317,9 +317,6 @@ fn decode(value: &Spanned<DeValue<'_>>) -> Option<KeyBytes> {
     let DeValue::String(text) = value.get_ref() else {
         return None;
     };
-    if text.len() != KEY_CHARS {
-        return None;
-    }
     let mut room = Zeroizing::new([0_u8; KEY_CHARS]);
     let bytes = STANDARD
         .decode_slice(text.as_bytes(), room.as_mut_slice())

@@ -46,7 +46,15 @@ macro_rules! tenant_doc {
 /// `$2`-like filters: `{0}` is the placeholder of the list of slugs and ids, null for every tenant.
 macro_rules! held_tenant {
     ($list:literal) => {
-        concat!("(", $list, "::text[] is null or t.slug = any(", $list, ") or t.id::text = any(", $list, "))")
+        concat!(
+            "(",
+            $list,
+            "::text[] is null or t.slug = any(",
+            $list,
+            ") or t.id::text = any(",
+            $list,
+            "))"
+        )
     };
 }
 
@@ -125,7 +133,9 @@ pub(super) const HEADER: &str = concat!("select ", header!());
 
 /// The changed keys alone: `$1`, `$2` as in [`PULL`].
 pub(super) const KEYS: &str = concat!(
-    "with ", log_since!(), "
+    "with ",
+    log_since!(),
+    "
      select kind, id, greatest(0, (extract(epoch from age) * 1000000)::bigint) from keys
      union all
      select 'all', '', 0 from (select count(*) as n from log) c where c.n > 50000"
@@ -133,41 +143,62 @@ pub(super) const KEYS: &str = concat!(
 
 /// Hash of each held tenant: `$1` tenants held.
 pub(super) const TENANT_DIGESTS: &str = concat!(
-    "select t.id, encode(sha256(convert_to(", tenant_doc!(), ", 'UTF8')), 'hex') from public.tenants t where ",
+    "select t.id, encode(sha256(convert_to(",
+    tenant_doc!(),
+    ", 'UTF8')), 'hex') from public.tenants t where ",
     held_tenant!("$1")
 );
 
 /// Count and hash of the numbers of each tenant, in byte order of the numbers: `$1` tenants held.
 pub(super) const NUMBER_DIGESTS: &str = concat!(
-    "select n.tenant_id, count(*), encode(sha256(string_agg(sha256(convert_to(", number_doc!(), ", 'UTF8')), ''::bytea
+    "select n.tenant_id, count(*), encode(sha256(string_agg(sha256(convert_to(",
+    number_doc!(),
+    ", 'UTF8')), ''::bytea
         order by n.e164 collate \"C\")), 'hex')
-       from public.tenant_phone_numbers n where ", held_number!("$1"), " group by n.tenant_id"
+       from public.tenant_phone_numbers n where ",
+    held_number!("$1"),
+    " group by n.tenant_id"
 );
 
 /// Tenants by id, all when `$1` is null: `$2` tenants held.
 pub(super) const TENANTS: &str = concat!(
-    "select t.id, ", tenant_doc!(), " from public.tenants t where ($1::uuid[] is null or t.id = any($1)) and ",
-    held_tenant!("$2"), " order by t.id"
+    "select t.id, ",
+    tenant_doc!(),
+    " from public.tenants t where ($1::uuid[] is null or t.id = any($1)) and ",
+    held_tenant!("$2"),
+    " order by t.id"
 );
 
 /// Numbers of tenants, all when `$1` is null: `$2` tenants held. In the order of tenant and number.
 pub(super) const NUMBERS_OF: &str = concat!(
-    "select n.tenant_id, n.e164::text, ", number_doc!(), " from public.tenant_phone_numbers n
-      where ($1::uuid[] is null or n.tenant_id = any($1)) and ", held_number!("$2"), "
+    "select n.tenant_id, n.e164::text, ",
+    number_doc!(),
+    " from public.tenant_phone_numbers n
+      where ($1::uuid[] is null or n.tenant_id = any($1)) and ",
+    held_number!("$2"),
+    "
       order by n.tenant_id, n.e164 collate \"C\""
 );
 
 /// Numbers by number: `$2` tenants held.
 pub(super) const NUMBERS: &str = concat!(
-    "select n.tenant_id, n.e164::text, ", number_doc!(), " from public.tenant_phone_numbers n
-      where n.e164 = any($1::text[]) and ", held_number!("$2")
+    "select n.tenant_id, n.e164::text, ",
+    number_doc!(),
+    " from public.tenant_phone_numbers n
+      where n.e164 = any($1::text[]) and ",
+    held_number!("$2")
 );
 
 /// One number with its tenant, before the first synchronisation: `$1` number, `$2` tenants held.
 pub(super) const ONE_NUMBER: &str = concat!(
-    "select n.tenant_id, ", number_doc!(), " as number, (select ", tenant_doc!(), " from public.tenants t
+    "select n.tenant_id, ",
+    number_doc!(),
+    " as number, (select ",
+    tenant_doc!(),
+    " from public.tenants t
         where t.id = n.tenant_id) as tenant
-      from public.tenant_phone_numbers n where n.e164 = $1 and ", held_number!("$2")
+      from public.tenant_phone_numbers n where n.e164 = $1 and ",
+    held_number!("$2")
 );
 
 /// The id of a tenant by slug or id.

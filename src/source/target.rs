@@ -33,7 +33,9 @@ pub enum TargetError {
     #[error("postgres.url is not set; set it or postgres.url_file")]
     Missing,
     /// The file cannot be read.
-    #[error("postgres.url_file {path}: cannot be read; it must hold one URL and be readable by the daemon's user")]
+    #[error(
+        "postgres.url_file {path}: cannot be read; it must hold one URL and be readable by the daemon's user"
+    )]
     File {
         /// The file.
         path: PathBuf,
@@ -41,7 +43,9 @@ pub enum TargetError {
         source: std::io::Error,
     },
     /// Not a URL for Postgres. What stands in it is not told: it may hold a password.
-    #[error("the Postgres URL cannot be read: {0}; it must look like postgres://user@host:5432/database?sslmode=verify-full")]
+    #[error(
+        "the Postgres URL cannot be read: {0}; it must look like postgres://user@host:5432/database?sslmode=verify-full"
+    )]
     Url(String),
     /// The file of authorities cannot be used.
     #[error("postgres.tls_ca {path}: {what}")]
@@ -77,7 +81,10 @@ pub struct Target {
 
 impl std::fmt::Debug for Target {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Target").field("place", &self.place).field("encrypted", &self.encrypted).finish_non_exhaustive()
+        f.debug_struct("Target")
+            .field("place", &self.place)
+            .field("encrypted", &self.encrypted)
+            .finish_non_exhaustive()
     }
 }
 
@@ -91,7 +98,9 @@ impl Target {
             SecretString::from(settings.url.clone())
         } else {
             let path = settings.url_file.clone();
-            std::fs::read_to_string(&path).map(SecretString::from).map_err(|source| TargetError::File { path, source })?
+            std::fs::read_to_string(&path)
+                .map(SecretString::from)
+                .map_err(|source| TargetError::File { path, source })?
         };
         Self::from_url(&url, settings, node)
     }
@@ -100,23 +109,35 @@ impl Target {
     ///
     /// # Errors
     /// [`TargetError`], which never repeats the URL.
-    pub fn from_url(url: &SecretString, settings: &PostgresConfig, node: &str) -> Result<Self, TargetError> {
+    pub fn from_url(
+        url: &SecretString,
+        settings: &PostgresConfig,
+        node: &str,
+    ) -> Result<Self, TargetError> {
         let url = url.expose_secret().trim();
         if url.is_empty() {
             return Err(TargetError::Missing);
         }
         let (url, asked) = without_ssl_mode(url)?;
-        let mut config = tokio_postgres::Config::from_str(&url).map_err(|err| TargetError::Url(super::chain(&err)))?;
+        let mut config = tokio_postgres::Config::from_str(&url)
+            .map_err(|err| TargetError::Url(super::chain(&err)))?;
         if config.get_hosts().is_empty() {
             return Err(TargetError::Url("no host".to_owned()));
         }
-        let sockets = config.get_hosts().iter().all(|host| matches!(host, Host::Unix(_)));
+        let sockets = config
+            .get_hosts()
+            .iter()
+            .all(|host| matches!(host, Host::Unix(_)));
         let encrypted = match asked {
             Asked::Disable => false,
             Asked::VerifyFull => true,
             Asked::Nothing => !sockets,
         };
-        config.ssl_mode(if encrypted { SslMode::Require } else { SslMode::Disable });
+        config.ssl_mode(if encrypted {
+            SslMode::Require
+        } else {
+            SslMode::Disable
+        });
         config
             .connect_timeout(settings.connect_timeout)
             .keepalives(true)
@@ -136,7 +157,12 @@ impl Target {
         let place = place(&config);
         let local = config.get_hosts().iter().all(|host| match host {
             Host::Unix(_) => true,
-            Host::Tcp(name) => name == "localhost" || name.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback()),
+            Host::Tcp(name) => {
+                name == "localhost"
+                    || name
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|ip| ip.is_loopback())
+            }
         });
         let (roots, authorities) = authorities(&settings.tls_ca, encrypted)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -173,7 +199,11 @@ impl Target {
     pub fn sqlx(&self, _role: Role) -> PgConnectOptions {
         let mut options = PgConnectOptions::new_without_pgpass()
             .application_name(self.config.get_application_name().unwrap_or("sidetone"))
-            .ssl_mode(if self.encrypted { PgSslMode::VerifyFull } else { PgSslMode::Disable });
+            .ssl_mode(if self.encrypted {
+                PgSslMode::VerifyFull
+            } else {
+                PgSslMode::Disable
+            });
         if self.encrypted {
             options = options.ssl_root_cert_from_pem(self.authorities.clone());
         }
@@ -192,7 +222,12 @@ impl Target {
         if let Some(name) = self.config.get_dbname().or(self.config.get_user()) {
             options = options.database(name);
         }
-        options.options([("TimeZone", "UTC"), ("DateStyle", "ISO"), ("extra_float_digits", "1"), ("search_path", "pg_catalog")])
+        options.options([
+            ("TimeZone", "UTC"),
+            ("DateStyle", "ISO"),
+            ("extra_float_digits", "1"),
+            ("search_path", "pg_catalog"),
+        ])
     }
 
     /// The user that connects.
@@ -213,9 +248,13 @@ enum Asked {
 /// The URL without its `sslmode`, which tokio-postgres would read in its own, weaker way.
 fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return Err(TargetError::Url("it does not begin with postgres://".to_owned()));
+        return Err(TargetError::Url(
+            "it does not begin with postgres://".to_owned(),
+        ));
     }
-    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), Asked::Nothing)) };
+    let Some((base, query)) = url.split_once('?') else {
+        return Ok((url.to_owned(), Asked::Nothing));
+    };
     let mut asked = Asked::Nothing;
     let mut rest = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -231,7 +270,14 @@ fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
             _ => rest.push(pair),
         }
     }
-    Ok((if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) }, asked))
+    Ok((
+        if rest.is_empty() {
+            base.to_owned()
+        } else {
+            format!("{base}?{}", rest.join("&"))
+        },
+        asked,
+    ))
 }
 
 fn place(config: &tokio_postgres::Config) -> String {
@@ -248,11 +294,18 @@ fn place(config: &tokio_postgres::Config) -> String {
             }
         })
         .collect();
-    format!("{} database {}", hosts.join(", "), config.get_dbname().or(config.get_user()).unwrap_or("?"))
+    format!(
+        "{} database {}",
+        hosts.join(", "),
+        config.get_dbname().or(config.get_user()).unwrap_or("?")
+    )
 }
 
 /// Who may vouch for the server, for rustls and again as PEM for sqlx.
-fn authorities(file: &Path, encrypted: bool) -> Result<(rustls::RootCertStore, Vec<u8>), TargetError> {
+fn authorities(
+    file: &Path,
+    encrypted: bool,
+) -> Result<(rustls::RootCertStore, Vec<u8>), TargetError> {
     let mut store = rustls::RootCertStore::empty();
     if !encrypted {
         return Ok((store, Vec::new()));
@@ -260,7 +313,10 @@ fn authorities(file: &Path, encrypted: bool) -> Result<(rustls::RootCertStore, V
     let certificates: Vec<CertificateDer<'static>> = if file.as_os_str().is_empty() {
         rustls_native_certs::load_native_certs().certs
     } else {
-        let wrong = |what: String| TargetError::Authorities { path: file.to_path_buf(), what };
+        let wrong = |what: String| TargetError::Authorities {
+            path: file.to_path_buf(),
+            what,
+        };
         let text = std::fs::read(file).map_err(|err| wrong(format!("cannot be read: {err}")))?;
         CertificateDer::pem_slice_iter(&text)
             .collect::<Result<_, _>>()
@@ -283,7 +339,10 @@ fn authorities(file: &Path, encrypted: bool) -> Result<(rustls::RootCertStore, V
         return Err(if file.as_os_str().is_empty() {
             TargetError::Tls("the operating system has no certificate authorities; install ca-certificates or set postgres.tls_ca".to_owned())
         } else {
-            TargetError::Authorities { path: file.to_path_buf(), what: "holds no certificate".to_owned() }
+            TargetError::Authorities {
+                path: file.to_path_buf(),
+                what: "holds no certificate".to_owned(),
+            }
         });
     }
     Ok((store, pem.into_bytes()))
@@ -312,28 +371,50 @@ mod tests {
     use super::*;
 
     fn target(url: &str) -> Result<Target, TargetError> {
-        Target::from_url(&SecretString::from(url.to_owned()), &PostgresConfig::default(), "n1")
+        Target::from_url(
+            &SecretString::from(url.to_owned()),
+            &PostgresConfig::default(),
+            "n1",
+        )
     }
 
     #[test]
     fn tls_is_verified_unless_the_url_says_otherwise() {
         assert!(target("postgres://u@db.example/x").unwrap().encrypted);
-        assert!(target("postgres://u@db.example/x?sslmode=verify-full").unwrap().encrypted);
-        assert!(!target("postgres://u@db.example/x?sslmode=disable").unwrap().encrypted);
-        assert!(!target("postgres://u@%2Frun%2Fpostgresql/x").unwrap().encrypted);
+        assert!(
+            target("postgres://u@db.example/x?sslmode=verify-full")
+                .unwrap()
+                .encrypted
+        );
+        assert!(
+            !target("postgres://u@db.example/x?sslmode=disable")
+                .unwrap()
+                .encrypted
+        );
+        assert!(
+            !target("postgres://u@%2Frun%2Fpostgresql/x")
+                .unwrap()
+                .encrypted
+        );
     }
 
     #[test]
     fn weaker_modes_of_libpq_are_refused_by_name() {
         for mode in ["prefer", "allow", "require", "verify-ca"] {
-            let err = target(&format!("postgres://u@db/x?sslmode={mode}")).unwrap_err().to_string();
+            let err = target(&format!("postgres://u@db/x?sslmode={mode}"))
+                .unwrap_err()
+                .to_string();
             assert!(err.contains(mode) && err.contains("verify-full"), "{err}");
         }
     }
 
     #[test]
     fn an_error_never_repeats_the_url() {
-        for url in ["mysql://u:hunter2@db/x", "postgres://u:hunter2@db:notaport/x", "postgres://u:hunter2@db/x?nonsense=hunter2"] {
+        for url in [
+            "mysql://u:hunter2@db/x",
+            "postgres://u:hunter2@db:notaport/x",
+            "postgres://u:hunter2@db/x?nonsense=hunter2",
+        ] {
             let err = target(url).unwrap_err();
             assert!(!format!("{err} {err:?}").contains("hunter2"), "{err}");
         }
@@ -349,8 +430,16 @@ mod tests {
 
     #[test]
     fn a_loopback_address_and_a_socket_are_local() {
-        assert!(target("postgres://u@127.0.0.1/x?sslmode=disable").unwrap().local);
+        assert!(
+            target("postgres://u@127.0.0.1/x?sslmode=disable")
+                .unwrap()
+                .local
+        );
         assert!(target("postgres://u@%2Frun/x").unwrap().local);
-        assert!(!target("postgres://u@10.0.0.1/x?sslmode=disable").unwrap().local);
+        assert!(
+            !target("postgres://u@10.0.0.1/x?sslmode=disable")
+                .unwrap()
+                .local
+        );
     }
 }
