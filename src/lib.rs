@@ -5,7 +5,7 @@
 
 pub mod cli;
 pub mod example;
-pub mod feed;
+// pub mod feed;
 pub mod source;
 pub mod change;
 pub mod seal;

@@ -1,4 +1,3 @@
-<<<<<<< HEAD
 //! argv in, exit code out.
 
 use std::process::ExitCode;
@@ -15,6 +14,3 @@ fn main() -> ExitCode {
         }
     }
 }
-=======
-fn main() {}
->>>>>>> main
