@@ -139,32 +139,79 @@ async fn an_empty_database_gets_the_data_model_and_an_armed_feed() {
     db.migrate().await;
     seed(&db).await;
     assert!(db.value::<bool>("select sidetone.armed()").await);
-    assert_eq!(db.value::<i32>("select schema_version from sidetone.meta").await, sidetone::source::migrate::SCHEMA_VERSION);
+    assert_eq!(
+        db.value::<i32>("select schema_version from sidetone.meta")
+            .await,
+        sidetone::source::migrate::SCHEMA_VERSION
+    );
     for (sql, code) in [
-        ("insert into tenants (name, slug, status) values ('x', 'a', 'active')", "23505"),
-        ("insert into users (email, name, hash_password, status) values ('author@example.org', 'x', 'x', 'x')", "23505"),
-        ("insert into tenant_users (tenant_id, user_id, role) select tenant_id, user_id, 'x' from tenant_users", "23505"),
-        ("insert into tenant_settings (tenant_id, model) select tenant_id, 'x' from tenant_settings", "23505"),
-        ("insert into tenant_credentials (tenant_id, provider, name, data_ciphertext)
-          select tenant_id, provider, name, 'x' from tenant_credentials", "23505"),
-        ("insert into tenant_phone_numbers (tenant_id, e164, default_language, timezone)
-          select tenant_id, e164, 'en', 'UTC' from tenant_phone_numbers", "23505"),
-        ("insert into prompt_versions (prompt_id, version, content) select prompt_id, 1, 'x' from prompt_versions", "23505"),
-        ("update tenant_phone_numbers set e164 = '5550000001'", "23514"),
-        ("update tenant_phone_numbers set e164 = '+05550000001'", "23514"),
+        (
+            "insert into tenants (name, slug, status) values ('x', 'a', 'active')",
+            "23505",
+        ),
+        (
+            "insert into users (email, name, hash_password, status) values ('author@example.org', 'x', 'x', 'x')",
+            "23505",
+        ),
+        (
+            "insert into tenant_users (tenant_id, user_id, role) select tenant_id, user_id, 'x' from tenant_users",
+            "23505",
+        ),
+        (
+            "insert into tenant_settings (tenant_id, model) select tenant_id, 'x' from tenant_settings",
+            "23505",
+        ),
+        (
+            "insert into tenant_credentials (tenant_id, provider, name, data_ciphertext)
+          select tenant_id, provider, name, 'x' from tenant_credentials",
+            "23505",
+        ),
+        (
+            "insert into tenant_phone_numbers (tenant_id, e164, default_language, timezone)
+          select tenant_id, e164, 'en', 'UTC' from tenant_phone_numbers",
+            "23505",
+        ),
+        (
+            "insert into prompt_versions (prompt_id, version, content) select prompt_id, 1, 'x' from prompt_versions",
+            "23505",
+        ),
+        (
+            "update tenant_phone_numbers set e164 = '5550000001'",
+            "23514",
+        ),
+        (
+            "update tenant_phone_numbers set e164 = '+05550000001'",
+            "23514",
+        ),
         ("update tenant_phone_numbers set e164 = '+123456'", "23514"),
-        ("update tenant_phone_numbers set e164 = '+1234567890123456'", "23514"),
-        ("update tenant_phone_numbers set e164 = e'+15550000001\\n'", "23514"),
+        (
+            "update tenant_phone_numbers set e164 = '+1234567890123456'",
+            "23514",
+        ),
+        (
+            "update tenant_phone_numbers set e164 = e'+15550000001\\n'",
+            "23514",
+        ),
         ("update prompts set scope = 'phone_number'", "23514"),
-        ("insert into tenant_settings (tenant_id, model) values (gen_random_uuid(), 'x')", "23503"),
-        ("insert into prompt_bindings (prompt_id) values (gen_random_uuid())", "23503"),
-        ("update prompt_bindings set phone_number_id = gen_random_uuid()", "23503"),
+        (
+            "insert into tenant_settings (tenant_id, model) values (gen_random_uuid(), 'x')",
+            "23503",
+        ),
+        (
+            "insert into prompt_bindings (prompt_id) values (gen_random_uuid())",
+            "23503",
+        ),
+        (
+            "update prompt_bindings set phone_number_id = gen_random_uuid()",
+            "23503",
+        ),
         ("update tenant_settings set model = null", "23502"),
     ] {
         let err = db.try_sql(sql).await.expect_err(sql);
         assert!(err.starts_with(code), "{sql}: {err}");
     }
-    db.sql("update prompts set active = null, priority = null").await;
+    db.sql("update prompts set active = null, priority = null")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -173,10 +220,16 @@ async fn everything_sidetone_keeps_for_itself_is_in_its_schema() {
     let tables: Vec<String> = db
         .column("select relname::text from pg_class where relnamespace = 'public'::regnamespace and relkind <> 'i' order by 1")
         .await;
-    let mut model: Vec<&str> = TABLES.iter().chain(&["users", "tenant_users"]).copied().collect();
+    let mut model: Vec<&str> = TABLES
+        .iter()
+        .chain(&["users", "tenant_users"])
+        .copied()
+        .collect();
     model.sort_unstable();
     assert_eq!(tables, model);
-    let functions: i64 = db.value("select count(*) from pg_proc where pronamespace = 'public'::regnamespace").await;
+    let functions: i64 = db
+        .value("select count(*) from pg_proc where pronamespace = 'public'::regnamespace")
+        .await;
     assert_eq!(functions, 0);
 }
 
@@ -186,9 +239,20 @@ async fn migrating_again_changes_nothing() {
     let objects = "select string_agg(o, ',' order by o) from (
         select oid::text as o from pg_class union all select oid::text from pg_proc
         union all select oid::text from pg_trigger union all select oid::text from pg_constraint) all_";
-    let before: (String, i64) = (db.value(objects).await, db.value("select count(*) from sidetone._sqlx_migrations").await);
+    let before: (String, i64) = (
+        db.value(objects).await,
+        db.value("select count(*) from sidetone._sqlx_migrations")
+            .await,
+    );
     db.migrate().await;
-    assert_eq!(before, (db.value(objects).await, db.value("select count(*) from sidetone._sqlx_migrations").await));
+    assert_eq!(
+        before,
+        (
+            db.value(objects).await,
+            db.value("select count(*) from sidetone._sqlx_migrations")
+                .await
+        )
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -208,7 +272,11 @@ async fn the_platforms_own_tables_are_adopted_without_a_changed_row() {
     db.sql("reset search_path").await;
     assert_eq!(rows(&db).await, before);
     assert!(db.value::<bool>("select sidetone.armed()").await);
-    assert_eq!(db.value::<i64>("select count(*) from sidetone.change").await, 0);
+    assert_eq!(
+        db.value::<i64>("select count(*) from sidetone.change")
+            .await,
+        0
+    );
 
     // What was there under other names, and with another action, is left alone and not doubled.
     let on_numbers: Vec<String> = db
@@ -218,17 +286,33 @@ async fn the_platforms_own_tables_are_adopted_without_a_changed_row() {
         )
         .await;
     assert_eq!(on_numbers, ["belongsr"]);
-    let slugs: i64 = db.value("select count(*) from pg_index where indrelid = 'tenants'::regclass").await;
+    let slugs: i64 = db
+        .value("select count(*) from pg_index where indrelid = 'tenants'::regclass")
+        .await;
     assert_eq!(slugs, 2);
     // What was missing is there.
     let primary: bool =
         db.value("select exists (select from pg_index where indrelid = 'tenant_settings'::regclass and indisprimary)").await;
     assert!(primary);
-    db.sql(&format!("insert into tenant_users (id, tenant_id, user_id) values (gen_random_uuid(), '{A}', null)")).await;
+    db.sql(&format!(
+        "insert into tenant_users (id, tenant_id, user_id) values (gen_random_uuid(), '{A}', null)"
+    ))
+    .await;
     let err = db.try_sql("insert into prompts (id, tenant_id, scope) values (gen_random_uuid(), gen_random_uuid(), 'global')");
     assert!(err.await.unwrap_err().starts_with("23503"));
-    assert_eq!(db.value::<String>("select conditions_json::text from prompt_bindings").await, "{}");
-    assert_eq!(logs(&db, "truncate sidetone.change; update prompts set active = true").await, [tenant(A)]);
+    assert_eq!(
+        db.value::<String>("select conditions_json::text from prompt_bindings")
+            .await,
+        "{}"
+    );
+    assert_eq!(
+        logs(
+            &db,
+            "truncate sidetone.change; update prompts set active = true"
+        )
+        .await,
+        [tenant(A)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,7 +342,10 @@ async fn rows_that_break_a_rule_are_told_and_do_not_stop_the_migration() {
     assert_eq!(rows(&db).await, before);
     assert!(db.value::<bool>("select sidetone.armed()").await);
     // New rows keep the rules.
-    let err = db.try_sql("update tenant_phone_numbers set e164 = '112' where e164 like '+%'").await.unwrap_err();
+    let err = db
+        .try_sql("update tenant_phone_numbers set e164 = '112' where e164 like '+%'")
+        .await
+        .unwrap_err();
     assert!(err.starts_with("23514"), "{err}");
 }
 
@@ -266,7 +353,10 @@ async fn rows_that_break_a_rule_are_told_and_do_not_stop_the_migration() {
 async fn rows_that_break_a_rule_do_not_stop_the_programs_own_migration() {
     let db = Cluster::shared().empty_database().await;
     db.sql(PLATFORM).await;
-    db.sql("insert into tenant_settings select * from tenant_settings; update prompts set scope = 'x'").await;
+    db.sql(
+        "insert into tenant_settings select * from tenant_settings; update prompts set scope = 'x'",
+    )
+    .await;
     db.migrate().await;
     assert!(db.value::<bool>("select sidetone.armed()").await);
 }
@@ -275,10 +365,17 @@ async fn rows_that_break_a_rule_do_not_stop_the_programs_own_migration() {
 async fn a_table_of_the_same_name_that_is_not_the_platforms_is_refused_and_left_as_it_was() {
     let db = Cluster::shared().empty_database().await;
     db.sql("create table tenants (id integer, slug text)").await;
-    let err = sidetone::source::migrate::run(&mut db.sqlx().await).await.unwrap_err();
+    let err = sidetone::source::migrate::run(&mut db.sqlx().await)
+        .await
+        .unwrap_err();
     let text = format!("{:?}", err);
-    assert!(text.contains("public.tenants.name") && text.contains("public.tenants.status"), "{text}");
-    let columns: i64 = db.value("select count(*) from information_schema.columns where table_schema = 'public'").await;
+    assert!(
+        text.contains("public.tenants.name") && text.contains("public.tenants.status"),
+        "{text}"
+    );
+    let columns: i64 = db
+        .value("select count(*) from information_schema.columns where table_schema = 'public'")
+        .await;
     assert_eq!(columns, 2);
 }
 
@@ -299,7 +396,12 @@ async fn updated_at_moves_when_the_row_changes_and_only_then() {
     assert!(!check("update tenants set name = name").await);
     assert!(check("update tenants set name = name || '.'").await);
     assert!(check("update tenants set name = 'x', updated_at = '1999-01-01'").await);
-    assert!(!check("set local session_replication_role = replica; update tenants set name = 'restored'").await);
+    assert!(
+        !check(
+            "set local session_replication_role = replica; update tenants set name = 'restored'"
+        )
+        .await
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -308,38 +410,149 @@ async fn every_statement_logs_the_keys_it_touched() {
     let number = "number +15550000001".to_owned();
     for (sql, expected) in [
         // insert
-        (format!("insert into tenants (id, name, slug, status) values ('{AUTHOR}', 'x', 'x', 'active')"), vec![tenant(AUTHOR)]),
-        (format!("insert into tenant_settings (tenant_id, model) values ('{B}', 'm')"), vec![tenant(B)]),
-        (format!("insert into tenant_credentials (tenant_id, provider, name, data_ciphertext) values ('{B}', 'p', 'n', 'x'), ('{B}', 'p', 'o', 'x')"), vec![tenant(B)]),
-        (format!("insert into tenant_phone_numbers (tenant_id, e164, default_language, timezone) values ('{B}', '+15550000002', 'en', 'UTC')"), vec!["number +15550000002".into()]),
-        (format!("insert into prompts (tenant_id, name, scope) values ('{A}', 'x', 'global'), ('{B}', 'x', 'global')"), vec![tenant(A), tenant(B)]),
-        (format!("insert into prompt_versions (prompt_id, version, content) values ('{PROMPT}', 2, 'x'), ('{PROMPT}', 3, 'x')"), vec![prompt(PROMPT)]),
-        (format!("insert into prompt_bindings (prompt_id) values ('{OTHER_PROMPT}')"), vec![prompt(OTHER_PROMPT)]),
+        (
+            format!(
+                "insert into tenants (id, name, slug, status) values ('{AUTHOR}', 'x', 'x', 'active')"
+            ),
+            vec![tenant(AUTHOR)],
+        ),
+        (
+            format!("insert into tenant_settings (tenant_id, model) values ('{B}', 'm')"),
+            vec![tenant(B)],
+        ),
+        (
+            format!(
+                "insert into tenant_credentials (tenant_id, provider, name, data_ciphertext) values ('{B}', 'p', 'n', 'x'), ('{B}', 'p', 'o', 'x')"
+            ),
+            vec![tenant(B)],
+        ),
+        (
+            format!(
+                "insert into tenant_phone_numbers (tenant_id, e164, default_language, timezone) values ('{B}', '+15550000002', 'en', 'UTC')"
+            ),
+            vec!["number +15550000002".into()],
+        ),
+        (
+            format!(
+                "insert into prompts (tenant_id, name, scope) values ('{A}', 'x', 'global'), ('{B}', 'x', 'global')"
+            ),
+            vec![tenant(A), tenant(B)],
+        ),
+        (
+            format!(
+                "insert into prompt_versions (prompt_id, version, content) values ('{PROMPT}', 2, 'x'), ('{PROMPT}', 3, 'x')"
+            ),
+            vec![prompt(PROMPT)],
+        ),
+        (
+            format!("insert into prompt_bindings (prompt_id) values ('{OTHER_PROMPT}')"),
+            vec![prompt(OTHER_PROMPT)],
+        ),
         // update
-        (format!("update tenants set status = 'suspended' where id = '{A}'"), vec![tenant(A)]),
-        (format!("update tenant_settings set business_hours = '{{\"mon\":[]}}' where tenant_id = '{A}'"), vec![tenant(A)]),
-        (format!("update tenant_settings set business_hours = null where tenant_id = '{A}'"), vec![tenant(A)]),
-        (format!("update tenant_credentials set data_ciphertext = 'y' where tenant_id = '{A}'"), vec![tenant(A)]),
-        ("update tenant_phone_numbers set label = 'front desk' where e164 = '+15550000001'".into(), vec![number.clone()]),
-        (format!("update prompts set created_at = '2020-01-01' where id = '{PROMPT}'"), vec![tenant(A)]),
-        (format!("update prompt_versions set content = 'y' where prompt_id = '{PROMPT}' and version = 1"), vec![prompt(PROMPT)]),
-        (format!("update prompt_bindings set created_at = '2020-01-01' where prompt_id = '{PROMPT}'"), vec![prompt(PROMPT)]),
-        (format!("update prompt_bindings set conditions_json = null where prompt_id = '{PROMPT}'"), vec![prompt(PROMPT)]),
+        (
+            format!("update tenants set status = 'suspended' where id = '{A}'"),
+            vec![tenant(A)],
+        ),
+        (
+            format!(
+                "update tenant_settings set business_hours = '{{\"mon\":[]}}' where tenant_id = '{A}'"
+            ),
+            vec![tenant(A)],
+        ),
+        (
+            format!("update tenant_settings set business_hours = null where tenant_id = '{A}'"),
+            vec![tenant(A)],
+        ),
+        (
+            format!("update tenant_credentials set data_ciphertext = 'y' where tenant_id = '{A}'"),
+            vec![tenant(A)],
+        ),
+        (
+            "update tenant_phone_numbers set label = 'front desk' where e164 = '+15550000001'"
+                .into(),
+            vec![number.clone()],
+        ),
+        (
+            format!("update prompts set created_at = '2020-01-01' where id = '{PROMPT}'"),
+            vec![tenant(A)],
+        ),
+        (
+            format!(
+                "update prompt_versions set content = 'y' where prompt_id = '{PROMPT}' and version = 1"
+            ),
+            vec![prompt(PROMPT)],
+        ),
+        (
+            format!(
+                "update prompt_bindings set created_at = '2020-01-01' where prompt_id = '{PROMPT}'"
+            ),
+            vec![prompt(PROMPT)],
+        ),
+        (
+            format!(
+                "update prompt_bindings set conditions_json = null where prompt_id = '{PROMPT}'"
+            ),
+            vec![prompt(PROMPT)],
+        ),
         // keys that move
-        ("update tenant_phone_numbers set e164 = '+15550000009' where e164 = '+15550000001'".into(), vec![number.clone(), "number +15550000009".into()]),
-        (format!("update tenant_phone_numbers set tenant_id = '{B}' where e164 = '+15550000009'"), vec!["number +15550000009".into()]),
-        (format!("update tenant_credentials set tenant_id = '{B}', name = 'moved' where tenant_id = '{A}'"), vec![tenant(A), tenant(B)]),
-        (format!("update prompts set tenant_id = '{B}' where id = '{PROMPT}'"), vec![tenant(A), tenant(B)]),
-        (format!("update prompt_bindings set prompt_id = '{OTHER_PROMPT}' where prompt_id = '{PROMPT}'"), vec![prompt(PROMPT), prompt(OTHER_PROMPT)]),
-        (format!("update prompt_versions set prompt_id = '{OTHER_PROMPT}' where prompt_id = '{PROMPT}'"), vec![prompt(PROMPT), prompt(OTHER_PROMPT)]),
+        (
+            "update tenant_phone_numbers set e164 = '+15550000009' where e164 = '+15550000001'"
+                .into(),
+            vec![number.clone(), "number +15550000009".into()],
+        ),
+        (
+            format!(
+                "update tenant_phone_numbers set tenant_id = '{B}' where e164 = '+15550000009'"
+            ),
+            vec!["number +15550000009".into()],
+        ),
+        (
+            format!(
+                "update tenant_credentials set tenant_id = '{B}', name = 'moved' where tenant_id = '{A}'"
+            ),
+            vec![tenant(A), tenant(B)],
+        ),
+        (
+            format!("update prompts set tenant_id = '{B}' where id = '{PROMPT}'"),
+            vec![tenant(A), tenant(B)],
+        ),
+        (
+            format!(
+                "update prompt_bindings set prompt_id = '{OTHER_PROMPT}' where prompt_id = '{PROMPT}'"
+            ),
+            vec![prompt(PROMPT), prompt(OTHER_PROMPT)],
+        ),
+        (
+            format!(
+                "update prompt_versions set prompt_id = '{OTHER_PROMPT}' where prompt_id = '{PROMPT}'"
+            ),
+            vec![prompt(PROMPT), prompt(OTHER_PROMPT)],
+        ),
         // upsert
-        (format!("insert into tenant_settings (tenant_id, model) values ('{A}', 'n') on conflict (tenant_id) do update set model = excluded.model"), vec![tenant(A)]),
+        (
+            format!(
+                "insert into tenant_settings (tenant_id, model) values ('{A}', 'n') on conflict (tenant_id) do update set model = excluded.model"
+            ),
+            vec![tenant(A)],
+        ),
         // delete
-        ("delete from tenant_phone_numbers where e164 = '+15550000002'".into(), vec!["number +15550000002".into()]),
-        (format!("delete from tenant_settings where tenant_id = '{A}'"), vec![tenant(A)]),
+        (
+            "delete from tenant_phone_numbers where e164 = '+15550000002'".into(),
+            vec!["number +15550000002".into()],
+        ),
+        (
+            format!("delete from tenant_settings where tenant_id = '{A}'"),
+            vec![tenant(A)],
+        ),
         ("delete from tenant_credentials".into(), vec![tenant(B)]),
-        ("delete from prompt_versions where version = 1".into(), vec![prompt(OTHER_PROMPT)]),
-        (format!("delete from tenants where id = '{AUTHOR}'"), vec![tenant(AUTHOR)]),
+        (
+            "delete from prompt_versions where version = 1".into(),
+            vec![prompt(OTHER_PROMPT)],
+        ),
+        (
+            format!("delete from tenants where id = '{AUTHOR}'"),
+            vec![tenant(AUTHOR)],
+        ),
     ] {
         assert_eq!(logs(&db, &sql).await, expected, "{sql}");
     }
@@ -393,9 +606,17 @@ async fn rows_swapping_their_content_are_a_change() {
 async fn a_version_written_while_its_prompt_moves_is_looked_for_where_the_prompt_ends_up() {
     let db = seeded().await;
     let (mover, writer) = (db.session().await, db.session().await);
-    mover.sql(&format!("begin; update prompts set tenant_id = '{B}' where id = '{PROMPT}'")).await;
+    mover
+        .sql(&format!(
+            "begin; update prompts set tenant_id = '{B}' where id = '{PROMPT}'"
+        ))
+        .await;
     // The writer sees the prompt in A, and commits last.
-    writer.sql(&format!("begin; update prompt_versions set content = 'new' where prompt_id = '{PROMPT}'")).await;
+    writer
+        .sql(&format!(
+            "begin; update prompt_versions set content = 'new' where prompt_id = '{PROMPT}'"
+        ))
+        .await;
     mover.sql("commit").await;
     assert_eq!(logged(&db).await, [tenant(A), tenant(B)]);
     writer.sql("commit").await;
@@ -427,10 +648,19 @@ async fn copy_logs_every_key() {
     let mut writer = db.session().await;
     let copy = "copy tenant_phone_numbers (tenant_id, e164, default_language, timezone) from stdin";
     let mut sink = Box::pin(writer.client().copy_in(copy).await.unwrap());
-    let lines: String = (0..3).map(|n| format!("{A}\t+1555000010{n}\ten\tUTC\n")).collect();
+    let lines: String = (0..3)
+        .map(|n| format!("{A}\t+1555000010{n}\ten\tUTC\n"))
+        .collect();
     sink.send(bytes::Bytes::from(lines)).await.unwrap();
     sink.as_mut().finish().await.unwrap();
-    assert_eq!(logged(&db).await, ["number +15550000100", "number +15550000101", "number +15550000102"]);
+    assert_eq!(
+        logged(&db).await,
+        [
+            "number +15550000100",
+            "number +15550000101",
+            "number +15550000102"
+        ]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -473,7 +703,10 @@ async fn a_cascade_of_300_tenants_logs_each_key_once_per_table_and_rings_once() 
         .column("select kind || ' ' || count(*) || ' ' || count(distinct id) from sidetone.change group by kind order by 1")
         .await;
     // prompt: versions and bindings; tenant: tenants, settings, prompts
-    assert_eq!(counts, ["number 300 300", "prompt 1800 900", "tenant 900 300"]);
+    assert_eq!(
+        counts,
+        ["number 300 300", "prompt 1800 900", "tenant 900 300"]
+    );
     assert_eq!(listener.notifications().await.len(), 1);
 }
 
@@ -481,14 +714,25 @@ async fn a_cascade_of_300_tenants_logs_each_key_once_per_table_and_rings_once() 
 async fn an_author_who_leaves_leaves_his_versions_and_logs_nothing() {
     let db = seeded().await;
     assert_eq!(logs(&db, "delete from users").await, NOTHING);
-    assert_eq!(db.value::<i64>("select count(*) from prompt_versions where created_by_user_id is null").await, 1);
+    assert_eq!(
+        db.value::<i64>("select count(*) from prompt_versions where created_by_user_id is null")
+            .await,
+        1
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_binding_goes_with_its_number() {
     let db = seeded().await;
-    assert_eq!(logs(&db, "delete from tenant_phone_numbers").await, ["number +15550000001".to_owned(), prompt(PROMPT)]);
-    assert_eq!(db.value::<i64>("select count(*) from prompt_bindings").await, 0);
+    assert_eq!(
+        logs(&db, "delete from tenant_phone_numbers").await,
+        ["number +15550000001".to_owned(), prompt(PROMPT)]
+    );
+    assert_eq!(
+        db.value::<i64>("select count(*) from prompt_bindings")
+            .await,
+        0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -503,18 +747,31 @@ async fn more_than_a_thousand_numbers_are_logged_as_their_tenants() {
     let thousand = logs(&db, &insert(3_000_000_000, 1000, A)).await;
     assert_eq!(thousand.len(), 1000);
     assert!(thousand.iter().all(|row| row.starts_with("number +13")));
-    assert_eq!(logs(&db, &insert(3_100_000_000, 1001, B)).await, [format!("numbers_of {B}")]);
+    assert_eq!(
+        logs(&db, &insert(3_100_000_000, 1001, B)).await,
+        [format!("numbers_of {B}")]
+    );
     // Old and new tenant.
     assert_eq!(
-        logs(&db, &format!("update tenant_phone_numbers set tenant_id = '{A}' where tenant_id = '{B}'")).await,
+        logs(
+            &db,
+            &format!("update tenant_phone_numbers set tenant_id = '{A}' where tenant_id = '{B}'")
+        )
+        .await,
         [format!("numbers_of {A}"), format!("numbers_of {B}")]
     );
     // Two keys a number: 501 renamed numbers are 1 002 keys.
     let rename = "update tenant_phone_numbers set e164 = '+7' || substr(e164, 2)
                    where e164 in (select e164 from tenant_phone_numbers where e164 like '+13%' order by 1 limit";
     assert_eq!(logs(&db, &format!("{rename} 500)")).await.len(), 1000);
-    assert_eq!(logs(&db, &format!("{rename} 501)")).await, [format!("numbers_of {A}")]);
-    assert_eq!(logs(&db, "delete from tenant_phone_numbers").await, [format!("numbers_of {A}"), prompt(PROMPT)]);
+    assert_eq!(
+        logs(&db, &format!("{rename} 501)")).await,
+        [format!("numbers_of {A}")]
+    );
+    assert_eq!(
+        logs(&db, "delete from tenant_phone_numbers").await,
+        [format!("numbers_of {A}"), prompt(PROMPT)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -529,7 +786,9 @@ async fn truncate_logs_that_anything_may_have_changed() {
 async fn session_replication_role_does_not_silence_the_log() {
     let db = seeded().await;
     for role in ["replica", "local"] {
-        let sql = format!("set session_replication_role = {role}; update tenants set name = name || '!' where slug = 'a'");
+        let sql = format!(
+            "set session_replication_role = {role}; update tenants set name = name || '!' where slug = 'a'"
+        );
         assert_eq!(logs(&db, &sql).await, [tenant(A)]);
     }
 }
@@ -563,12 +822,26 @@ async fn a_hostile_search_path_changes_nothing() {
         .await;
     let listener = db.session().await;
     listener.sql("listen sidetone").await;
-    writer.sql("update public.tenants set name = 'renamed' where slug operator(pg_catalog.=) 'a'").await;
+    writer
+        .sql("update public.tenants set name = 'renamed' where slug operator(pg_catalog.=) 'a'")
+        .await;
     let xids: Vec<String> = db.column("select xid::text from sidetone.change").await;
-    assert_eq!(listener.notifications().await, [("sidetone".to_owned(), xids[0].clone())]);
+    assert_eq!(
+        listener.notifications().await,
+        [("sidetone".to_owned(), xids[0].clone())]
+    );
     assert_eq!(logged(&db).await, [tenant(A)]);
-    assert!(db.value::<bool>("select updated_at > now() - interval '1 hour' from public.tenants where slug = 'a'").await);
-    assert!(writer.value::<bool>("select exists (select from pg_catalog.pg_class)").await);
+    assert!(
+        db.value::<bool>(
+            "select updated_at > now() - interval '1 hour' from public.tenants where slug = 'a'"
+        )
+        .await
+    );
+    assert!(
+        writer
+            .value::<bool>("select exists (select from pg_catalog.pg_class)")
+            .await
+    );
     db.sql(&format!("grant usage on schema sidetone to {role}; grant execute on function sidetone.armed() to {role}")).await;
     assert!(writer.value::<bool>("select sidetone.armed()").await);
 }
@@ -580,7 +853,9 @@ async fn a_writer_without_any_right_on_the_feed_is_logged_and_cannot_touch_the_l
     db.sql(&format!("create role {role} login; grant select, insert, update, delete, truncate on all tables in schema public to {role}"))
         .await;
     let writer = db.session_as(&role).await;
-    writer.sql("update tenants set name = 'renamed' where slug = 'a'").await;
+    writer
+        .sql("update tenants set name = 'renamed' where slug = 'a'")
+        .await;
     writer.sql("truncate prompt_bindings").await;
     assert_eq!(logged(&db).await, ["all".to_owned(), tenant(A)]);
     for sql in [
@@ -599,7 +874,10 @@ async fn a_writer_without_any_right_on_the_feed_is_logged_and_cannot_touch_the_l
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_changes_its_type_keeps_being_followed_in_the_same_session() {
     let db = seeded().await;
-    db.sql("update tenants set name = 'before' where slug = 'a'; update prompts set name = 'before'").await;
+    db.sql(
+        "update tenants set name = 'before' where slug = 'a'; update prompts set name = 'before'",
+    )
+    .await;
     logged(&db).await;
     db.sql(
         "alter table tenants alter column name type text, alter column status type text;
@@ -607,9 +885,22 @@ async fn a_column_that_changes_its_type_keeps_being_followed_in_the_same_session
          alter table prompts add column note json default '{}'",
     )
     .await;
-    assert_eq!(logs(&db, "update tenants set name = 'after' where slug = 'a'").await, [tenant(A)]);
-    assert_eq!(logs(&db, r#"update tenant_settings set business_hours = '{"mon":[]}'"#).await, [tenant(A)]);
-    assert_eq!(logs(&db, r#"update prompts set note = '{"a":1}'"#).await, NOTHING);
+    assert_eq!(
+        logs(&db, "update tenants set name = 'after' where slug = 'a'").await,
+        [tenant(A)]
+    );
+    assert_eq!(
+        logs(
+            &db,
+            r#"update tenant_settings set business_hours = '{"mon":[]}'"#
+        )
+        .await,
+        [tenant(A)]
+    );
+    assert_eq!(
+        logs(&db, r#"update prompts set note = '{"a":1}'"#).await,
+        NOTHING
+    );
     assert!(db.value::<bool>("select sidetone.armed()").await);
 }
 
@@ -619,8 +910,13 @@ async fn ten_thousand_statements_in_one_transaction_ring_once() {
     let listener = db.session().await;
     listener.sql("listen sidetone").await;
     db.sql("do $$ begin for i in 1..10000 loop update tenants set name = i where slug = 'a'; end loop; end $$").await;
-    let xid: String = db.value("select distinct xid::text from sidetone.change").await;
-    assert_eq!(listener.notifications().await, [("sidetone".to_owned(), xid)]);
+    let xid: String = db
+        .value("select distinct xid::text from sidetone.change")
+        .await;
+    assert_eq!(
+        listener.notifications().await,
+        [("sidetone".to_owned(), xid)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -630,12 +926,24 @@ async fn subtransactions_log_under_the_transaction_they_belong_to() {
     listener.sql("listen sidetone").await;
     db.sql("begin").await;
     for n in 0..80 {
-        db.sql(&format!("savepoint s{n}; update tenants set name = 'n{n}' where slug = 'a'")).await;
+        db.sql(&format!(
+            "savepoint s{n}; update tenants set name = 'n{n}' where slug = 'a'"
+        ))
+        .await;
     }
     db.sql("rollback to s40; commit").await;
-    assert_eq!(db.value::<i64>("select count(*) from sidetone.change").await, 40);
-    let xid: String = db.value("select distinct xid::text from sidetone.change").await;
-    assert_eq!(listener.notifications().await, [("sidetone".to_owned(), xid)]);
+    assert_eq!(
+        db.value::<i64>("select count(*) from sidetone.change")
+            .await,
+        40
+    );
+    let xid: String = db
+        .value("select distinct xid::text from sidetone.change")
+        .await;
+    assert_eq!(
+        listener.notifications().await,
+        [("sidetone".to_owned(), xid)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -649,7 +957,14 @@ async fn a_hundred_thousand_rows_are_one_log_row_and_one_doorbell() {
     assert_eq!(logged(&db).await, [prompt(OTHER_PROMPT)]);
     let listener = db.session().await;
     listener.sql("listen sidetone").await;
-    assert_eq!(logs(&db, "update prompt_versions set content = content || 'y' where version > 1").await, [prompt(OTHER_PROMPT)]);
+    assert_eq!(
+        logs(
+            &db,
+            "update prompt_versions set content = content || 'y' where version > 1"
+        )
+        .await,
+        [prompt(OTHER_PROMPT)]
+    );
     assert_eq!(listener.notifications().await.len(), 1);
 }
 
@@ -663,7 +978,9 @@ async fn writers_in_opposite_order_neither_wait_nor_deadlock() {
     .await;
     let (one, two) = (db.session().await, db.session().await);
     let write = |tenant: &str, who: &str| {
-        format!("update tenant_credentials set data_ciphertext = 'y' where tenant_id = '{tenant}' and name = '{who}'")
+        format!(
+            "update tenant_credentials set data_ciphertext = 'y' where tenant_id = '{tenant}' and name = '{who}'"
+        )
     };
     for session in [&one, &two] {
         session.sql("set lock_timeout = '1ms'; begin").await;
@@ -688,7 +1005,8 @@ async fn a_logged_change_is_never_committed_asynchronously() {
     assert_eq!(db.value::<String>(show).await, "off");
     db.sql("update tenants set name = 'y'").await;
     assert_eq!(db.value::<String>(show).await, "on");
-    db.sql("commit; set synchronous_commit = local; begin; update tenants set name = 'z'").await;
+    db.sql("commit; set synchronous_commit = local; begin; update tenants set name = 'z'")
+        .await;
     assert_eq!(db.value::<String>(show).await, "local");
     db.sql("commit").await;
 }
@@ -698,16 +1016,23 @@ async fn without_the_doorbell_a_change_can_be_prepared_and_is_logged_when_it_com
     let db = seeded().await;
     let (write, name) = ("update tenants set name = 'x' where slug = 'a'", db.name());
     db.sql(&format!("begin; {write}")).await;
-    let err = db.try_sql(&format!("prepare transaction '{name}'")).await.unwrap_err();
+    let err = db
+        .try_sql(&format!("prepare transaction '{name}'"))
+        .await
+        .unwrap_err();
     assert!(err.contains("NOTIFY"), "{err}");
     db.sql("update sidetone.meta set doorbell = false").await;
     let listener = db.session().await;
     listener.sql("listen sidetone").await;
-    db.sql(&format!("begin; {write}; prepare transaction '{name}'")).await;
+    db.sql(&format!("begin; {write}; prepare transaction '{name}'"))
+        .await;
     assert_eq!(logged(&db).await, NOTHING);
     db.sql(&format!("commit prepared '{name}'")).await;
     assert_eq!(logged(&db).await, [tenant(A)]);
-    db.sql(&format!("begin; update tenants set name = 'y'; prepare transaction '{name}'")).await;
+    db.sql(&format!(
+        "begin; update tenants set name = 'y'; prepare transaction '{name}'"
+    ))
+    .await;
     db.sql(&format!("rollback prepared '{name}'")).await;
     assert_eq!(logged(&db).await, NOTHING);
     assert_eq!(listener.notifications().await, []);
@@ -718,12 +1043,21 @@ async fn the_feed_is_armed_only_with_every_trigger_there_and_always_on() {
     let db = seeded().await;
     let armed = "select sidetone.armed()";
     for table in TABLES {
-        for trigger in ["sidetone_insert", "sidetone_update", "sidetone_delete", "sidetone_truncate"] {
+        for trigger in [
+            "sidetone_insert",
+            "sidetone_update",
+            "sidetone_delete",
+            "sidetone_truncate",
+        ] {
             for state in ["disable", "enable", "enable replica"] {
-                db.sql(&format!("alter table {table} {state} trigger {trigger}")).await;
+                db.sql(&format!("alter table {table} {state} trigger {trigger}"))
+                    .await;
                 assert!(!db.value::<bool>(armed).await, "{table} {state} {trigger}");
             }
-            db.sql(&format!("alter table {table} enable always trigger {trigger}")).await;
+            db.sql(&format!(
+                "alter table {table} enable always trigger {trigger}"
+            ))
+            .await;
             assert!(db.value::<bool>(armed).await, "{table} {trigger}");
         }
     }
@@ -758,10 +1092,15 @@ async fn row_security_that_hides_rows_from_the_daemon_disarms_the_feed_for_it() 
     let daemon = db.as_sidetone().await;
     for table in TABLES {
         assert!(daemon.value::<bool>("select sidetone.armed()").await);
-        db.sql(&format!("alter table {table} enable row level security")).await;
-        assert!(!daemon.value::<bool>("select sidetone.armed()").await, "{table}");
+        db.sql(&format!("alter table {table} enable row level security"))
+            .await;
+        assert!(
+            !daemon.value::<bool>("select sidetone.armed()").await,
+            "{table}"
+        );
         assert!(db.value::<bool>("select sidetone.armed()").await);
-        db.sql(&format!("alter table {table} disable row level security")).await;
+        db.sql(&format!("alter table {table} disable row level security"))
+            .await;
     }
 }
 
@@ -773,10 +1112,15 @@ async fn pruning_deletes_what_is_older_than_kept_and_raises_the_floor_past_it() 
     seed(&db).await;
     let daemon = db.as_sidetone().await;
     let floor = "select floor::text::bigint from sidetone.meta";
-    db.sql("update tenants set name = 'old' where slug = 'a'").await;
-    let old: i64 = db.value("select max(xid::text::bigint) from sidetone.change").await;
-    db.sql("update sidetone.change set at = now() - interval '8 days'").await;
-    db.sql("update tenants set name = 'new' where slug = 'b'").await;
+    db.sql("update tenants set name = 'old' where slug = 'a'")
+        .await;
+    let old: i64 = db
+        .value("select max(xid::text::bigint) from sidetone.change")
+        .await;
+    db.sql("update sidetone.change set at = now() - interval '8 days'")
+        .await;
+    db.sql("update tenants set name = 'new' where slug = 'b'")
+        .await;
     assert!(db.value::<i64>(floor).await <= old);
     assert_eq!(daemon.value::<i64>("select sidetone.prune()").await, 1);
     assert_eq!(db.value::<i64>(floor).await, old + 1);
@@ -785,9 +1129,11 @@ async fn pruning_deletes_what_is_older_than_kept_and_raises_the_floor_past_it() 
     assert_eq!(logged(&db).await, [tenant(B)]);
 
     // Older rows deleted later do not lower it.
-    db.sql("update sidetone.meta set floor = pg_current_xact_id()").await;
+    db.sql("update sidetone.meta set floor = pg_current_xact_id()")
+        .await;
     let high: i64 = db.value(floor).await;
-    db.sql("insert into sidetone.change values ('700', 'all', '', now() - interval '8 days')").await;
+    db.sql("insert into sidetone.change values ('700', 'all', '', now() - interval '8 days')")
+        .await;
     assert_eq!(daemon.value::<i64>("select sidetone.prune()").await, 1);
     assert_eq!(db.value::<i64>(floor).await, high);
 }
@@ -800,7 +1146,8 @@ async fn pruning_keeps_what_is_not_below_the_oldest_running_transaction() {
     db.sql("update sidetone.meta set keep = '0'").await;
     let idle = db.session().await;
     idle.sql("begin; update users set name = 'idle'").await;
-    db.sql("update tenants set name = 'x' where slug = 'a'").await;
+    db.sql("update tenants set name = 'x' where slug = 'a'")
+        .await;
     assert_eq!(db.value::<i64>("select sidetone.prune()").await, 0);
     idle.sql("commit").await;
     assert_eq!(db.value::<i64>("select sidetone.prune()").await, 1);
@@ -813,7 +1160,10 @@ async fn one_session_prunes_at_a_time_and_the_others_do_not_wait() {
     let db = seeded().await;
     let (one, two) = (db.session().await, db.session().await);
     one.sql("begin; select sidetone.prune()").await;
-    let second = tokio::time::timeout(Duration::from_secs(20), two.value::<i64>("select sidetone.prune()"));
+    let second = tokio::time::timeout(
+        Duration::from_secs(20),
+        two.value::<i64>("select sidetone.prune()"),
+    );
     assert_eq!(second.await.unwrap(), 0);
     one.sql("commit").await;
 }
@@ -823,10 +1173,16 @@ async fn log_rows_and_a_floor_from_another_servers_future_are_pruned_away() {
     let db = seeded().await;
     db.sql("insert into sidetone.change values ('900000000000', 'all', '', now()); update sidetone.meta set floor = '900000000001'")
         .await;
-    db.sql("begin; update tenants set name = 'own' where slug = 'a'").await;
+    db.sql("begin; update tenants set name = 'own' where slug = 'a'")
+        .await;
     assert_eq!(db.value::<i64>("select sidetone.prune()").await, 1);
     db.sql("commit").await;
-    assert!(db.value::<bool>("select floor <= pg_snapshot_xmin(pg_current_snapshot()) from sidetone.meta").await);
+    assert!(
+        db.value::<bool>(
+            "select floor <= pg_snapshot_xmin(pg_current_snapshot()) from sidetone.meta"
+        )
+        .await
+    );
     assert_eq!(logged(&db).await, [tenant(A)]);
 }
 
@@ -836,7 +1192,8 @@ async fn pruning_works_under_a_publication_for_all_tables() {
     let db = cluster.database().await;
     seed(&db).await;
     db.sql("create publication everything for all tables").await;
-    db.sql("update sidetone.meta set keep = '0'; update tenants set name = 'x' where slug = 'a'").await;
+    db.sql("update sidetone.meta set keep = '0'; update tenants set name = 'x' where slug = 'a'")
+        .await;
     assert_eq!(db.value::<i64>("select sidetone.prune()").await, 1);
 }
 
@@ -893,8 +1250,14 @@ async fn the_role_script_may_run_again_and_takes_back_what_it_does_not_give() {
     db.sql("grant select on users to sidetone; grant execute on function sidetone.record(text, text[]) to public").await;
     db.sql(include_str!("../../deploy/sql/roles.sql")).await;
     let daemon = db.as_sidetone().await;
-    for sql in ["select id from users", "select sidetone.record('all', '{x}')"] {
-        assert!(daemon.try_sql(sql).await.unwrap_err().starts_with("42501"), "{sql}");
+    for sql in [
+        "select id from users",
+        "select sidetone.record('all', '{x}')",
+    ] {
+        assert!(
+            daemon.try_sql(sql).await.unwrap_err().starts_with("42501"),
+            "{sql}"
+        );
     }
     daemon.sql("select id from tenants").await;
 }
@@ -907,13 +1270,28 @@ async fn the_example_rows_can_be_stored_and_are_logged() {
         format!("{}/{}", c.provider, c.name)
     })
     .await;
-    let file: serde_json::Value = serde_json::from_str(include_str!("../../examples/platform.json")).unwrap();
+    let file: serde_json::Value =
+        serde_json::from_str(include_str!("../../examples/platform.json")).unwrap();
     for (table, expected) in file.as_object().unwrap() {
-        let stored: i64 = db.value(&format!("select count(*) from public.{table}")).await;
-        assert_eq!(stored, i64::try_from(expected.as_array().unwrap().len()).unwrap(), "{table}");
+        let stored: i64 = db
+            .value(&format!("select count(*) from public.{table}"))
+            .await;
+        assert_eq!(
+            stored,
+            i64::try_from(expected.as_array().unwrap().len()).unwrap(),
+            "{table}"
+        );
     }
-    assert_eq!(db.value::<String>("select data_ciphertext from tenant_credentials").await, "openai/default");
-    assert_eq!(db.value::<i64>("select count(*) from sidetone.change where kind = 'number'").await, 3);
+    assert_eq!(
+        db.value::<String>("select data_ciphertext from tenant_credentials")
+            .await,
+        "openai/default"
+    );
+    assert_eq!(
+        db.value::<i64>("select count(*) from sidetone.change where kind = 'number'")
+            .await,
+        3
+    );
     let exact = "select created_at = '2025-08-26T12:07:00Z' from prompt_bindings where conditions_json ? 'zone_in'";
     assert!(db.value::<bool>(exact).await);
 }
@@ -942,11 +1320,18 @@ async fn a_cluster_comes_back_with_its_rows_on_the_same_port_whatever_befell_it(
         cluster.start();
         assert_eq!(cluster.tcp_url("postgres", &name), url);
         let over_tcp = Session::connect(&url.parse().unwrap()).await.unwrap();
-        assert_eq!(over_tcp.value::<i64>("select count(*) from tenants").await, 2);
+        assert_eq!(
+            over_tcp.value::<i64>("select count(*) from tenants").await,
+            2
+        );
     }
     let db = cluster.open(&name).await;
     cluster.pause();
-    assert!(tokio::time::timeout(Duration::from_millis(200), db.sql("select 1")).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(200), db.sql("select 1"))
+            .await
+            .is_err()
+    );
     cluster.resume();
     db.sql("select 1").await;
 }
