@@ -7,7 +7,7 @@ help: ## this list
 
 demo: ## throwaway Postgres, example rows, daemon, sample calls; ONCE=1 ends after the calls
 	@scripts/ensure-postgres
-	cargo run --locked --release -- demo $(if $(ONCE),--once)
+	cargo run --locked -- demo $(if $(ONCE),--once)
 
 test: ## everything a change must pass
 	scripts/test
