@@ -88,7 +88,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<Cell>>) -> String {
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
     table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
     table.add_rows(rows);
-    lines(&table)
+    lines(&mut table)
 }
 
 /// Name and value, a line each.
@@ -102,24 +102,29 @@ pub fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, Cell)>) -> String {
 pub fn rows(rows: Vec<Vec<Cell>>) -> String {
     let mut table = bare();
     table.load_style(presets::NOTHING).add_rows(rows);
-    lines(&table)
+    lines(&mut table)
 }
 
 fn bare() -> Table {
     let mut table = Table::new();
     // anstream takes the colours out again where they do not belong.
     table.enforce_styling();
+    table.style_text_only();
     let arrangement =
         if table.is_tty() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
     table.set_content_arrangement(arrangement);
     table
 }
 
-/// The table without the padding at the left and the right.
-fn lines(table: &Table) -> String {
+/// The table with two columns of space between its columns and none around.
+fn lines(table: &mut Table) -> String {
+    let last = table.column_count().saturating_sub(1);
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, if index == last { 0 } else { 2 }));
+    }
     let mut text = String::new();
     for line in table.lines() {
-        text.push_str(line.strip_prefix(' ').unwrap_or(&line).trim_end());
+        text.push_str(line.trim_end());
         text.push('\n');
     }
     text
@@ -175,7 +180,7 @@ mod tests {
         ];
         assert_eq!(
             colourless(&table(&["scope", "priority"], rows)),
-            "scope    priority\n──────────────────\nglobal   100\naccount  5\n"
+            "scope     priority\n──────────────────\nglobal    100\naccount   5\n"
         );
     }
 

@@ -129,9 +129,9 @@ replica.numbers  3
 staleness_ms     412 ms
 
 quarantined (1)
-key  reason      table
-────────────────────────
-x    conditions  prompts
+key   reason       table
+──────────────────────────
+x     conditions   prompts
 ";
         assert_eq!(text, expected, "{text}");
     }
