@@ -5,10 +5,16 @@
 
 pub mod cli;
 pub mod example;
-// pub mod feed;
+pub mod feed;
+pub mod engine;
+pub mod cache;
+pub mod replica;
 pub mod source;
+pub mod resolve;
+pub mod admit;
 pub mod change;
 pub mod seal;
+pub mod profile;
 pub mod metrics;
 pub mod health;
 pub mod config;

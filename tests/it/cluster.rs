@@ -648,7 +648,7 @@ fn initdb(data: &Path) {
     ]));
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -809,6 +809,11 @@ impl Db<'_> {
     /// The database's name.
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The URL of the database for a role, over the Unix socket.
+    pub(crate) fn url(&self, role: &str) -> String {
+        self.cluster.url(role, &self.name)
     }
 
     /// Another session of the superuser.
