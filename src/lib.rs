@@ -3,6 +3,7 @@
 pub mod feed;
 pub mod health;
 pub mod metrics;
+pub mod access;
 pub mod config;
 pub mod row;
 pub mod number;
