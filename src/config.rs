@@ -512,9 +512,9 @@ impl Config {
     #[must_use]
     pub fn dialling(&self) -> Dialling {
         Dialling {
-            international_prefix: self.numbers.international_prefix.clone(),
-            country_code: self.numbers.country_code.clone(),
-            trunk_prefix: self.numbers.trunk_prefix.clone(),
+            international_prefix: self.numbers.international_prefix.parse().unwrap_or_default(),
+            country_code: self.numbers.country_code.parse().unwrap_or_default(),
+            trunk_prefix: self.numbers.trunk_prefix.parse().unwrap_or_default(),
         }
     }
 

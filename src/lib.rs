@@ -1,7 +1,12 @@
 //! sidetone: an edge configuration daemon for telephony. Read down: each file uses only files below it.
 
+pub mod http;
+pub mod log;
 pub mod feed;
+pub mod engine;
 pub mod health;
+pub mod condition;
+pub mod hours;
 pub mod metrics;
 pub mod access;
 pub mod config;
