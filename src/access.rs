@@ -28,7 +28,9 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn is_in(&self, gid: u32) -> bool {
+    /// Whether the process is of this group.
+    #[must_use]
+    pub fn is_in(&self, gid: u32) -> bool {
         self.gid == gid || self.groups.contains(&gid)
     }
 }
@@ -153,6 +155,12 @@ impl Access {
             }
         }
         if problems.is_empty() { Ok(Self { rules: known }) } else { Err(problems) }
+    }
+
+    /// Whether any rule is about a group: only then the supplementary groups of a caller matter.
+    #[must_use]
+    pub fn asks_for_groups(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.who, Who::Group(_)))
     }
 
     /// What a caller may ask. Worked out once per connection.

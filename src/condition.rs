@@ -174,8 +174,7 @@ pub enum Wanted {
 pub enum Number {
     /// A whole number.
     Integer(i128),
-    /// One with a fraction, or too large for the above. Of JSON it is finite, so that a caller's `inf`
-    /// or `nan` equals none.
+    /// A finite one with a fraction, or too large for the above.
     Real(f64),
 }
 
@@ -456,21 +455,24 @@ impl Wanted {
 impl Number {
     fn of_json(number: &serde_json::Number) -> Option<Self> {
         let integer = number.as_i128().map(Self::Integer);
-        integer.or_else(|| number.as_f64().map(Self::of_double))
+        integer.or_else(|| number.as_f64().and_then(Self::of_double))
     }
 
     /// The number that a text without white space around it is, if it is one.
     fn parse(text: &str) -> Option<Self> {
         let integer = text.parse().ok().map(Self::Integer);
-        integer.or_else(|| text.parse().ok().map(Self::of_double))
+        integer.or_else(|| text.parse().ok().and_then(Self::of_double))
     }
 
-    fn of_double(double: f64) -> Self {
+    /// None for what is not finite: texts such as `inf` and `nan` are no numbers here.
+    fn of_double(double: f64) -> Option<Self> {
         const TOO_LARGE: f64 = i128::MAX as f64; // rounds up, to 2^127
-        if double.fract() == 0.0 && double.abs() < TOO_LARGE {
-            Self::Integer(double as i128) // exact: whole and in range
+        if !double.is_finite() {
+            None
+        } else if double.fract() == 0.0 && double.abs() < TOO_LARGE {
+            Some(Self::Integer(double as i128)) // exact: whole and in range
         } else {
-            Self::Real(double)
+            Some(Self::Real(double))
         }
     }
 }

@@ -1,14 +1,29 @@
-//! sidetone: an edge configuration daemon for telephony. Read down: each file uses only files below it.
+//! Sidetone follows the platform's Postgres and tells the processes of one telephony node how each
+//! call is to be handled, with Postgres there or gone.
+//!
+//! Read down: each file uses only files below it.
 
+pub mod example;
 pub mod http;
 pub mod log;
 pub mod feed;
 pub mod engine;
-pub mod health;
-pub mod condition;
-pub mod hours;
+pub mod cache;
+pub mod replica;
+pub mod source;
+pub mod explain;
+pub mod answer;
+pub mod select;
+pub mod resolve;
+pub mod admit;
+pub mod change;
+pub mod seal;
+pub mod profile;
 pub mod metrics;
+pub mod health;
 pub mod access;
 pub mod config;
+pub mod condition;
+pub mod hours;
 pub mod row;
 pub mod number;

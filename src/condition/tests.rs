@@ -549,10 +549,7 @@ mod naive {
         let fits = match (name, value) {
             ("recording_enabled", value) => value.is_boolean(),
             ("voice", Value::String(text)) => text.len() <= 50 && !text.contains(char::is_control),
-            ("language", Value::String(text)) => {
-                let letters = text.chars().all(|c| c.is_ascii_alphabetic());
-                text == "es-AR" || letters && (2..=8).contains(&text.len())
-            }
+            ("language", Value::String(text)) => ["es-AR", "pt"].contains(&text.as_str()),
             ("timezone", Value::String(text)) => text == "Asia/Tokyo",
             _ => false,
         };

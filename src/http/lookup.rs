@@ -1,17 +1,17 @@
 //! The question of a call ⇄ bytes: routes of the call side, who may ask them, and what each error is called.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
-use hyper::header;
-use hyper::{Method, StatusCode};
+use hyper::{Method, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use super::params::{self, Question};
 use super::wire::{Asked, Fail, Form, Reply, not_allowed};
-use super::{App, audit::Audit};
+use super::App;
+use super::audit::Audit;
 use crate::access::{Caller, Rights};
 use crate::answer::{self, Answer, Field};
 use crate::config::Right;
@@ -19,9 +19,9 @@ use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
 use crate::metrics::{Metrics, Outcome, Route};
-use crate::profile::{Profile, Refusal};
-use crate::row::Tenant;
-use crate::select::{self, select};
+use crate::number::{self, Dialling};
+use crate::profile::Refusal;
+use crate::select::select;
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,10 +77,21 @@ impl Wants {
     }
 }
 
+/// Who asks, and whom.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) app: &'a App,
+    pub(super) audit: &'a Audit,
+    pub(super) dialling: &'a Dialling,
+    pub(super) caller: &'a Caller,
+    pub(super) rights: &'a Rights,
+}
+
 /// Answers a request of the call side, and counts it.
-pub(super) async fn answer(app: &App, audit: &Audit, caller: &Caller, rights: &Rights, asked: Asked) -> Reply {
-    let begun = std::time::Instant::now();
-    let (route, outcome, reply) = routed(app, audit, caller, rights, &asked).await;
+pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
+    let app = asking.app;
+    let begun = Instant::now();
+    let (route, outcome, reply) = routed(asking, asked).await;
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
@@ -88,13 +99,8 @@ pub(super) async fn answer(app: &App, audit: &Audit, caller: &Caller, rights: &R
     reply
 }
 
-async fn routed(
-    app: &App,
-    audit: &Audit,
-    caller: &Caller,
-    rights: &Rights,
-    asked: &Asked,
-) -> (Route, Option<Outcome>, Reply) {
+async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, Reply) {
+    let Asking { app, audit, caller, rights, .. } = asking;
     let other = |outcome, reply| (Route::Other, outcome, reply);
     let target = target(&asked.path);
     let probe = matches!(target, Some(Target::Healthz | Target::Readyz));
@@ -123,7 +129,7 @@ async fn routed(
         Target::Metrics => other(None, metrics(&app.metrics)),
         Target::Question(wants) => {
             let form = wants.form(&asked.query);
-            match question(app, audit, caller, rights, wants, asked).await {
+            match question(asking, wants, asked).await {
                 Ok(reply) => (wants.route(), Some(Outcome::Ok), reply),
                 Err(fail) => (wants.route(), Some(fail.outcome), fail.reply(form)),
             }
@@ -131,14 +137,8 @@ async fn routed(
     }
 }
 
-async fn question(
-    app: &App,
-    audit: &Audit,
-    caller: &Caller,
-    rights: &Rights,
-    wants: Wants,
-    asked: &Asked,
-) -> Result<Reply, Fail> {
+async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Reply, Fail> {
+    let Asking { app, audit, dialling, caller, rights } = asking;
     may_ask_at_all(caller, rights, wants == Wants::Credentials, wants == Wants::Credentials).inspect_err(|_| {
         audit.refused(caller, wants.route_name());
     })?;
@@ -152,7 +152,7 @@ async fn question(
         may_ask_at_all(caller, rights, true, false).inspect_err(|_| audit.refused(caller, "include=credentials"))?;
     }
     let to = question.to.as_deref().ok_or_else(|| Fail::new(Outcome::BadRequest, "to is missing: which number was called"))?;
-    let readings = crate::number::readings(to, &app.dialling)
+    let readings = number::readings(to, dialling)
         .map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?;
     let mut found = Err(Refusal::UnknownNumber);
     for number in readings.iter() {
@@ -226,8 +226,9 @@ fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, limit
         return Err(forbidden());
     }
     if wants == Wants::Explain {
-        let body = explain::explain(profile, &question.call, limits.at, limits.stack_bytes, *staleness);
-        return Ok(Reply::ok(Form::Json, body));
+        let explained = explain::explain(profile, &question.call, limits.at, limits.stack_bytes);
+        let code = explained.refusal.map_or(StatusCode::OK, |refusal| refused(refusal).code());
+        return Ok(Reply::new(code, Form::Json, explained.body));
     }
     let selection = select(profile, &question.call, limits.at, limits.stack_bytes).map_err(refused)?;
     if with_credentials && staleness.refuse_credentials {
@@ -306,6 +307,6 @@ pub(super) fn readyz(health: &Health) -> Reply {
 }
 
 /// Every metric.
-pub(super) fn metrics(metrics: &Arc<Metrics>) -> Reply {
+pub(super) fn metrics(metrics: &Metrics) -> Reply {
     Reply::ok(Form::Metrics, metrics.text())
 }

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::line::{Line, Progress, Stream};
 use crate::answer;
-use crate::metrics::Outcome;
+use crate::metrics::{Label, Outcome};
 
 /// Longest path and query that are read; a longer one is a bad request.
 pub(super) const MOST_TARGET_BYTES: usize = 8 * 1024;
@@ -144,16 +144,19 @@ impl Fail {
         Self { outcome, message: message.into() }
     }
 
-    pub(super) fn reply(&self, form: Form) -> Reply {
-        use crate::metrics::Label;
-        let code = match self.outcome {
+    pub(super) fn code(&self) -> StatusCode {
+        match self.outcome {
             Outcome::Ok => StatusCode::OK,
             Outcome::TenantSuspended | Outcome::Forbidden | Outcome::CredentialsNeedUnixSocket => StatusCode::FORBIDDEN,
             Outcome::InactiveNumber | Outcome::UnknownNumber | Outcome::NoSuchRoute => StatusCode::NOT_FOUND,
             Outcome::InvalidNumber | Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Outcome::CredentialsStale | Outcome::NotReady | Outcome::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
-        };
+        }
+    }
+
+    pub(super) fn reply(&self, form: Form) -> Reply {
+        let code = self.code();
         let reply = failure(code, form, self.outcome.label(), &self.message);
         if code == StatusCode::SERVICE_UNAVAILABLE { reply.with(header::RETRY_AFTER, "1") } else { reply }
     }
@@ -186,7 +189,7 @@ pub(super) trait Handler: Send + Sync + 'static {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply>;
 
     /// A request that never becomes an [`Asked`], because of its target or body.
-    fn refused(&self) {}
+    fn refused(&self, outcome: Outcome);
 
     /// Whether requests come over TCP, where `Host` and `Origin` count.
     fn over_tcp(&self) -> bool;
@@ -256,23 +259,23 @@ async fn respond<H: Handler>(request: Request<Incoming>, handler: &Arc<H>, limit
     if handler.over_tcp()
         && let Err(fail) = super::host::check(&head.headers, &head.uri, head.version)
     {
-        handler.refused();
+        handler.refused(fail.outcome);
         return fail.reply(Form::Json).closing();
     }
     let target = head.uri.path_and_query();
     if target.is_some_and(|target| target.as_str().len() > MOST_TARGET_BYTES) {
-        handler.refused();
+        handler.refused(Outcome::BadRequest);
         let message = format!("path and query are longer than {MOST_TARGET_BYTES} bytes");
         return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
     }
     let body = match tokio::time::timeout(limits.header_timeout, whole(body, &head.headers, limits.max_body)).await {
         Ok(Ok(body)) => body,
         Ok(Err(message)) => {
-            handler.refused();
+            handler.refused(Outcome::BadRequest);
             return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
         }
         Err(_) => {
-            handler.refused();
+            handler.refused(Outcome::BadRequest);
             let message = "the body did not arrive in time";
             return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
         }
