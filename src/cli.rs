@@ -253,7 +253,7 @@ pub fn chain(err: &dyn Error) -> String {
 pub fn run(args: Args) -> Result<Exit, CliError> {
     let settings = args.settings;
     match args.command {
-        Command::Run(args) => run::run(&settings, args),
+        Command::Run(run::RunArgs {}) => run::run(&settings),
         Command::Check(args) => check::run(&settings, &args),
         Command::Migrate(args) => migrate::run(&settings, &args),
         Command::Lookup(args) => lookup::run(&settings, &args),
@@ -270,6 +270,15 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
         Command::Man(args) => man::run(&args),
         Command::Reference => output::print(&reference::markdown()).map(|()| Exit::Ok),
     }
+}
+
+/// The daemon's runtime.
+pub(crate) fn runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime, CliError> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(threads) = threads {
+        builder.worker_threads(threads);
+    }
+    builder.enable_all().build().map_err(|source| CliError::Io { what: "cannot start the runtime".into(), source })
 }
 
 /// A runtime for one command; the daemon has its own.

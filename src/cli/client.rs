@@ -299,9 +299,20 @@ fn exit_of_code(code: StatusCode) -> Exit {
     }
 }
 
+/// Which sockets give a status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Calls.
+    Call,
+    /// Operators.
+    Admin,
+}
+
 /// A `status` of the daemon, and what it means.
 #[derive(Debug)]
 pub struct Status {
+    /// Where it is given.
+    pub side: Side,
     /// As it stands in the answer.
     pub name: &'static str,
     /// HTTP status it comes with.
@@ -313,7 +324,7 @@ pub struct Status {
 }
 
 impl Status {
-    /// Every status of the call side.
+    /// Every status. One that both sides give stands once.
     pub const ALL: &'static [Self] = &[
         Self::new("ok", 200, Exit::Ok, "found, stale or not"),
         Self::new("tenant_suspended", 403, Exit::No, "the tenant's status is not `active`"),
@@ -328,10 +339,22 @@ impl Status {
         Self::new("method_not_allowed", 405, Exit::Usage, "the route has no such method"),
         Self::new("not_ready", 503, Exit::Unreachable, "never synchronised and Postgres unreachable"),
         Self::new("overloaded", 503, Exit::Unreachable, "too many questions at once"),
+        Self::admin("accepted", 202, Exit::Ok, "ordered without `wait`"),
+        Self::admin("unknown_tenant", 404, Exit::No, "no such tenant"),
+        Self::admin("not_reached", 409, Exit::No, "the transaction of `at_least` did not complete in time"),
+        Self::admin("other_database", 409, Exit::Refused, "the database has no tenant in common with the replica; `accept_loss` lets it in"),
+        Self::admin("bad_keyring", 409, Exit::No, "the keyring cannot be read again; the old one stays in force"),
+        Self::admin("stopping", 503, Exit::Unreachable, "the daemon is stopping"),
+        Self::admin("timeout", 504, Exit::Unreachable, "not done in time; it goes on"),
+        Self::admin("internal", 500, Exit::No, "the daemon's log says why"),
     ];
 
     const fn new(name: &'static str, http: u16, exit: Exit, meaning: &'static str) -> Self {
-        Self { name, http, exit, meaning }
+        Self { side: Side::Call, name, http, exit, meaning }
+    }
+
+    const fn admin(name: &'static str, http: u16, exit: Exit, meaning: &'static str) -> Self {
+        Self { side: Side::Admin, name, http, exit, meaning }
     }
 }
 
@@ -347,9 +370,10 @@ mod tests {
     #[test]
     fn every_outcome_of_the_call_side_has_an_exit_code() {
         for outcome in Outcome::ALL {
-            assert!(Status::ALL.iter().any(|status| status.name == outcome.label()), "{}", outcome.label());
+            let known = Status::ALL.iter().find(|status| status.name == outcome.label());
+            assert!(known.is_some_and(|known| known.side == Side::Call), "{}", outcome.label());
         }
-        assert_eq!(Status::ALL.len(), Outcome::ALL.len());
+        assert_eq!(Status::ALL.iter().filter(|status| status.side == Side::Call).count(), Outcome::ALL.len());
     }
 
     #[test]

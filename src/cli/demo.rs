@@ -12,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection};
+use tokio::signal::unix::SignalKind;
 use tokio_util::sync::CancellationToken;
 
 use self::cluster::{Cluster, Programs, SUPERUSER};
 use super::client::{self, Client, QUICK};
 use super::output;
+use super::run::{Signals, serve};
 use super::{CliError, Exit, explain};
 use crate::config::{Config, LogFormat, PostgresConfig};
 use crate::example;
@@ -50,11 +52,7 @@ pub(super) fn run(args: &DemoArgs) -> Result<Exit, CliError> {
     let programs = Programs::find(args.pg_bin.as_deref()).map_err(|err| CliError::below("demo", Exit::No, err))?;
     output::print(&format!("Starting a throwaway PostgreSQL {} and a sidetone beside it …\n", programs.major))?;
     let cluster = Cluster::start(programs).map_err(|err| CliError::below("demo", Exit::No, err))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|source| CliError::Io { what: "cannot start the runtime".into(), source })?;
+    let runtime = super::runtime(Some(2))?;
     let exit = runtime.block_on(demonstrate(args, &cluster));
     // What the daemon left running ends before its directory goes.
     runtime.shutdown_timeout(Duration::from_secs(2));
@@ -66,11 +64,11 @@ pub(super) fn run(args: &DemoArgs) -> Result<Exit, CliError> {
 }
 
 async fn demonstrate(args: &DemoArgs, cluster: &Cluster) -> Result<Exit, CliError> {
-    let signals = Signals::listen()?;
+    let signals = Signals::listen(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?;
     let node = Node::prepare(cluster, &args.log)?;
     fill(cluster, &node.keyring).await?;
     let stop = CancellationToken::new();
-    let mut daemon = tokio::spawn(super::run::serve(node.config.clone(), stop.clone()));
+    let mut daemon = tokio::spawn(serve(node.config.clone(), None, stop.clone()));
     let client = Client::new(&node.config.http.unix);
     let show = async {
         ready(&client).await?;
@@ -99,30 +97,6 @@ async fn demonstrate(args: &DemoArgs, cluster: &Cluster) -> Result<Exit, CliErro
     // It drains within its own limit.
     let _ = tokio::time::timeout(PATIENCE, daemon).await;
     shown.map(|_| Exit::Ok)
-}
-
-/// Whatever asks a program in a terminal to end.
-struct Signals(tokio::sync::watch::Receiver<bool>);
-
-impl Signals {
-    fn listen() -> Result<Self, CliError> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (told, heard) = tokio::sync::watch::channel(false);
-        for kind in [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()] {
-            let mut signal = signal(kind).map_err(|source| CliError::Io { what: "cannot listen for signals".into(), source })?;
-            let told = told.clone();
-            tokio::spawn(async move {
-                signal.recv().await;
-                told.send_replace(true);
-            });
-        }
-        Ok(Self(heard))
-    }
-
-    async fn any(&self) {
-        // The senders live as long as the runtime.
-        let _ = self.0.clone().wait_for(|told| *told).await;
-    }
 }
 
 /// The settings and files of the demo's daemon.

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use clap::CommandFactory;
 
-use super::client::Status;
+use super::client::{Side, Status};
 use super::{Args, EXIT_CODES};
 use crate::config::{self, ENV_PREFIX, NOT_SETTINGS};
 use crate::metrics::Metrics;
@@ -86,9 +86,13 @@ fn routes(text: &mut String) {
     for (side, route, answer) in ROUTES {
         line!(text, "| {side} | {} | {} |", escaped(route), escaped(answer));
     }
-    line!(text, "\n### Statuses\n\n| status | HTTP | exit code | given when |\n|---|---|---|---|");
+    line!(text, "\n### Statuses\n\n| side | status | HTTP | exit code | given when |\n|---|---|---|---|---|");
     for status in Status::ALL {
-        line!(text, "| `{}` | {} | {} | {} |", status.name, status.http, status.exit as u8, escaped(status.meaning));
+        let side = match status.side {
+            Side::Call => "call",
+            Side::Admin => "admin",
+        };
+        line!(text, "| {side} | `{}` | {} | {} | {} |", status.name, status.http, status.exit as u8, escaped(status.meaning));
     }
 }
 

@@ -79,14 +79,9 @@ fn credentials(answer: &Value, reveal: bool) -> String {
         }
     }
     for withheld in answer.get("credentials_withheld").and_then(Value::as_array).into_iter().flatten() {
-        let field = |name: &str| withheld.get(name).map(output::plain).unwrap_or_default();
-        let why = ["why", "reason", "message"].iter().map(|name| field(name)).find(|why| !why.is_empty());
-        let (provider, name) = match withheld.as_str().and_then(|text| text.split_once('/')) {
-            Some((provider, name)) => (provider.to_owned(), name.to_owned()),
-            None => (field("provider"), field("name")),
-        };
-        let why = format!("withheld: {}", why.unwrap_or_else(|| "see explain".to_owned()));
-        rows.push(vec![cell(&provider, Tone::Plain), cell(&name, Tone::Plain), cell(&why, Tone::Bad)]);
+        let (provider, name) = withheld.as_str().and_then(|text| text.split_once('/')).unwrap_or_default();
+        let why = cell("withheld, since it does not open (`sidetone explain`)", Tone::Bad);
+        rows.push(vec![cell(provider, Tone::Plain), cell(name, Tone::Plain), why]);
     }
     if rows.is_empty() {
         return output::heading("The tenant has no credentials, or the access rules give none of them");
@@ -104,7 +99,7 @@ mod tests {
     fn answer() -> Value {
         serde_json::json!({
             "credentials": {"openai": {"default": "sk-very-secret", "json": {"key": "k3y"}}},
-            "credentials_withheld": [{"provider": "google", "name": "tts", "why": "does not open"}],
+            "credentials_withheld": ["google/tts"],
         })
     }
 
@@ -112,7 +107,7 @@ mod tests {
     fn a_secret_is_masked_until_it_is_asked_for_by_name() {
         let masked = credentials(&answer(), false);
         assert!(!masked.contains("sk-very") && !masked.contains("k3y"), "{masked}");
-        assert!(masked.contains(MASK) && masked.contains("withheld: does not open"), "{masked}");
+        assert!(masked.contains(MASK) && masked.contains("google") && masked.contains("withheld, since it does not open"), "{masked}");
         let revealed = credentials(&answer(), true);
         assert!(revealed.contains("sk-very-secret") && revealed.contains(r#"{"key":"k3y"}"#), "{revealed}");
     }
