@@ -3,12 +3,19 @@
 //!
 //! Read down: each file uses only files below it.
 
+pub mod cli;
+pub mod daemon;
 pub mod example;
+pub mod http;
+pub mod log;
 pub mod feed;
 pub mod engine;
 pub mod cache;
 pub mod replica;
 pub mod source;
+pub mod explain;
+pub mod answer;
+pub mod select;
 pub mod resolve;
 pub mod admit;
 pub mod change;
@@ -16,6 +23,7 @@ pub mod seal;
 pub mod profile;
 pub mod metrics;
 pub mod health;
+pub mod access;
 pub mod config;
 pub mod condition;
 pub mod hours;

@@ -142,7 +142,8 @@ pub(crate) enum Verdict<'a> {
 /// has no effects either.
 ///
 /// # Errors
-/// [`Refusal::InactiveNumber`] and [`Refusal::TenantSuspended`], in this order.
+/// [`Refusal::InactiveNumber`] and [`Refusal::TenantSuspended`], in this order; before them [`Refusal::NoGoodRow`] where
+/// the number's row names another tenant.
 pub fn select<'a>(
     profile: &'a Profile,
     call: &'a Call,
@@ -157,7 +158,10 @@ pub fn select<'a>(
 
 /// Why calls to this number get no answer, whatever they are.
 pub(crate) fn refusal(profile: &Profile) -> Option<Refusal> {
-    if !profile.number.active {
+    if profile.number.row.tenant_id != profile.tenant.tenant.id {
+        // Never one tenant's prompts and credentials for another's number.
+        Some(Refusal::NoGoodRow)
+    } else if !profile.number.row.active {
         Some(Refusal::InactiveNumber)
     } else if !profile.tenant.tenant.is_active() {
         Some(Refusal::TenantSuspended)
@@ -174,7 +178,7 @@ pub(crate) fn choose<'a>(
     stack_bytes: usize,
 ) -> Selection<'a> {
     let facts = Facts::new(profile, call, at);
-    let number = &profile.number;
+    let number = &profile.number.row;
     let tenant = &*profile.tenant;
     let of_number = |value| Effective { value, from: Origin::Number };
     let of_settings = |value| Effective { value, from: Origin::Settings };
@@ -189,7 +193,7 @@ pub(crate) fn choose<'a>(
         language: of_number(number.default_language.as_str()),
         voice: of_number(number.default_voice.as_deref().unwrap_or_default()),
         timezone: of_number(number.timezone.as_str()),
-        zone: &profile.zone,
+        zone: &profile.number.zone,
         model: of_settings(tenant.model.as_str()),
         transcription_provider: of_settings(tenant.transcription_provider.as_str()),
         recording_enabled: Effective { value: tenant.recording_enabled, from: Origin::Settings },
@@ -242,10 +246,10 @@ impl<'a> Facts<'a> {
     pub(crate) fn new(profile: &Profile, call: &'a Call, at: Timestamp) -> Self {
         let hours = match &profile.tenant.hours {
             None => Hours::NotConfigured,
-            Some(hours) if hours.is_open(at, &profile.zone) => Hours::Open,
+            Some(hours) if hours.is_open(at, &profile.number.zone) => Hours::Open,
             Some(_) => Hours::Closed,
         };
-        Self { call, number: profile.number.id, hours }
+        Self { call, number: profile.number.row.id, hours }
     }
 
     /// What `outside_business_hours` is unless the caller says it.
