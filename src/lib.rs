@@ -2,6 +2,8 @@
 
 pub mod feed;
 pub mod health;
+pub mod condition;
+pub mod hours;
 pub mod metrics;
 pub mod config;
 pub mod row;
