@@ -16,7 +16,7 @@ use figment::value::{Dict, Map, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::{Deserialize, Serialize};
 
-use crate::number::Dialling;
+use crate::number::{CountryCode, Dialling, Prefix};
 
 /// Where the configuration is looked for when nothing else is said.
 pub const DEFAULT_PATH: &str = "/etc/sidetone/sidetone.toml";
@@ -202,7 +202,8 @@ section! {
     NumbersConfig {
         /// What stands for `+` in front of a country code.
         international_prefix: String = "00".to_owned(),
-        /// Country code of numbers in national form, digits only. Empty: the national form is refused.
+        /// Country code of numbers in national form, digits only. Empty: the national form is refused. Set: digits that
+        /// are no number of the platform with a `+` before them are looked up as a number of this country.
         country_code: String = String::new(),
         /// What stands in front of a national number at home and is dropped; only with `country_code`.
         trunk_prefix: String = "0".to_owned(),
@@ -291,7 +292,9 @@ impl<'de> Deserialize<'de> for FileMode {
             .ok()
             .filter(|mode| *mode <= 0o777)
             .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("must be an octal mode in quotes, such as \"0660\""))
+            .ok_or_else(|| {
+                serde::de::Error::custom("must be an octal mode in quotes, such as \"0660\"")
+            })
     }
 }
 
@@ -343,15 +346,26 @@ impl Sources {
         // A variable that is not UTF-8 becomes a value no setting accepts, and is told as such.
         let env = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value)))
-            .filter(|(name, _)| name.starts_with(ENV_PREFIX) && !NOT_SETTINGS.contains(&name.as_str()))
+            .filter(|(name, _)| {
+                name.starts_with(ENV_PREFIX) && !NOT_SETTINGS.contains(&name.as_str())
+            })
             .map(|(name, value)| (name, value.to_string_lossy().into_owned()))
             .collect();
-        Self { file, env, flags: Vec::new() }
+        Self {
+            file,
+            env,
+            flags: Vec::new(),
+        }
     }
 }
 
 /// Variables with our prefix that are flags of the command line, not settings.
-pub const NOT_SETTINGS: &[&str] = &["SIDETONE_CONFIG", "SIDETONE_SOCKET", "SIDETONE_ADMIN_SOCKET", "SIDETONE_PG_BIN"];
+pub const NOT_SETTINGS: &[&str] = &[
+    "SIDETONE_CONFIG",
+    "SIDETONE_SOCKET",
+    "SIDETONE_ADMIN_SOCKET",
+    "SIDETONE_PG_BIN",
+];
 
 impl Config {
     /// Reads every source and checks the whole.
@@ -359,10 +373,14 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] with every problem found: syntax, unknown keys, wrong values, contradictions.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        let figment = merged(sources).map_err(|problem| ConfigError { problems: vec![problem] })?;
+        let figment = merged(sources).map_err(|problem| ConfigError {
+            problems: vec![problem],
+        })?;
         let given = figment
             .data()
-            .map_err(|err| ConfigError { problems: figment_problems(&figment, err) })?
+            .map_err(|err| ConfigError {
+                problems: figment_problems(&figment, err),
+            })?
             .remove(&Profile::Default)
             .unwrap_or_default();
 
@@ -379,18 +397,33 @@ impl Config {
             match tried.extract::<Self>() {
                 Ok(_) => good = tried,
                 Err(err) => {
-                    let what = err.into_iter().map(|e| e.kind.to_string()).collect::<Vec<_>>().join("; ");
+                    let what = err
+                        .into_iter()
+                        .map(|e| e.kind.to_string())
+                        .collect::<Vec<_>>()
+                        .join("; ");
                     problems.push(Problem { place, key, what });
                 }
             }
         }
-        let config = good.extract::<Self>().map_err(|err| ConfigError { problems: figment_problems(&good, err) })?;
-        problems.extend(config.contradictions().into_iter().map(|(key, what)| Problem {
-            place: figment.find_metadata(&key).map(describe_source).unwrap_or_default(),
-            key,
-            what,
+        let config = good.extract::<Self>().map_err(|err| ConfigError {
+            problems: figment_problems(&good, err),
+        })?;
+        problems.extend(config.contradictions().into_iter().map(|(key, what)| {
+            Problem {
+                place: figment
+                    .find_metadata(&key)
+                    .map(describe_source)
+                    .unwrap_or_default(),
+                key,
+                what,
+            }
         }));
-        if problems.is_empty() { Ok(config) } else { Err(ConfigError { problems }) }
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError { problems })
+        }
     }
 
     /// Settings that are well-formed alone and wrong together or out of range: key and remedy.
@@ -399,19 +432,34 @@ impl Config {
         let mut wrong = |key: &str, what: &str| found.push((key.to_owned(), what.to_owned()));
         let both = |a: &str, b: &Path| !a.is_empty() && !b.as_os_str().is_empty();
         if both(&self.postgres.url, &self.postgres.url_file) {
-            wrong("postgres.url", "postgres.url_file is set too; keep one of the two");
+            wrong(
+                "postgres.url",
+                "postgres.url_file is set too; keep one of the two",
+            );
         }
         if both(&self.postgres.read_url, &self.postgres.read_url_file) {
-            wrong("postgres.read_url", "postgres.read_url_file is set too; keep one of the two");
+            wrong(
+                "postgres.read_url",
+                "postgres.read_url_file is set too; keep one of the two",
+            );
         }
-        for (key, url) in [("postgres.url", &self.postgres.url), ("postgres.read_url", &self.postgres.read_url)] {
+        for (key, url) in [
+            ("postgres.url", &self.postgres.url),
+            ("postgres.read_url", &self.postgres.read_url),
+        ] {
             if url_has_password(url) {
-                wrong(key, "holds a password; put the URL in a file that only the daemon can read and name it in the key with _file");
+                wrong(
+                    key,
+                    "holds a password; put the URL in a file that only the daemon can read and name it in the key with _file",
+                );
             }
         }
         let positive: [(&str, Duration); 9] = [
             ("postgres.connect_timeout", self.postgres.connect_timeout),
-            ("postgres.statement_timeout", self.postgres.statement_timeout),
+            (
+                "postgres.statement_timeout",
+                self.postgres.statement_timeout,
+            ),
             ("feed.heartbeat_every", self.feed.heartbeat_every),
             ("feed.heartbeat_timeout", self.feed.heartbeat_timeout),
             ("feed.reconcile_every", self.feed.reconcile_every),
@@ -425,7 +473,12 @@ impl Config {
                 wrong(key, "must lie between 10ms and 30days");
             }
         }
-        if self.feed.stale_after < self.feed.heartbeat_every.saturating_add(self.feed.heartbeat_timeout) {
+        if self.feed.stale_after
+            < self
+                .feed
+                .heartbeat_every
+                .saturating_add(self.feed.heartbeat_timeout)
+        {
             wrong(
                 "feed.stale_after",
                 "is shorter than feed.heartbeat_every + feed.heartbeat_timeout, so that a healthy node would call itself stale; raise it",
@@ -437,30 +490,52 @@ impl Config {
         if self.replica.dir.as_os_str().is_empty() || !self.replica.dir.is_absolute() {
             wrong("replica.dir", "must be an absolute path");
         }
-        for (key, path) in [("http.unix", &self.http.unix), ("admin.unix", &self.admin.unix)] {
+        for (key, path) in [
+            ("http.unix", &self.http.unix),
+            ("admin.unix", &self.admin.unix),
+        ] {
             if path.as_os_str().is_empty() {
                 continue;
             }
             if !path.is_absolute() {
                 wrong(key, "must be an absolute path");
             } else if path.as_os_str().len() > 107 {
-                wrong(key, "is longer than the 107 bytes that a Unix socket's path may have; choose a shorter one");
+                wrong(
+                    key,
+                    "is longer than the 107 bytes that a Unix socket's path may have; choose a shorter one",
+                );
             }
         }
         if self.http.unix.as_os_str().is_empty() && self.http.tcp.is_empty() {
-            wrong("http.unix", "and http.tcp are both empty, so that no call could be answered; set one of them");
+            wrong(
+                "http.unix",
+                "and http.tcp are both empty, so that no call could be answered; set one of them",
+            );
         }
-        let parent = |path: &Path| path.parent().map(Path::to_path_buf).filter(|dir| !dir.as_os_str().is_empty());
+        let parent = |path: &Path| {
+            path.parent()
+                .map(Path::to_path_buf)
+                .filter(|dir| !dir.as_os_str().is_empty())
+        };
         if let (Some(http), Some(admin)) = (parent(&self.http.unix), parent(&self.admin.unix))
             && http == admin
         {
-            wrong("admin.unix", "stands in the directory of http.unix, whose callers are no operators; give it a directory of its own");
+            wrong(
+                "admin.unix",
+                "stands in the directory of http.unix, whose callers are no operators; give it a directory of its own",
+            );
         }
         if !self.http.tcp.is_empty() {
             match self.http.tcp.parse::<std::net::SocketAddr>() {
-                Err(_) => wrong("http.tcp", "must be an address and port such as 127.0.0.1:8377, or empty"),
+                Err(_) => wrong(
+                    "http.tcp",
+                    "must be an address and port such as 127.0.0.1:8377, or empty",
+                ),
                 Ok(address) if !address.ip().is_loopback() => {
-                    wrong("http.tcp", "must be a loopback address: what stands here is answered without asking who calls");
+                    wrong(
+                        "http.tcp",
+                        "must be a loopback address: what stands here is answered without asking who calls",
+                    );
                 }
                 Ok(_) => {}
             }
@@ -469,11 +544,36 @@ impl Config {
             wrong("http.max_connections", "must lie between 1 and 100000");
         }
         let sizes = [
-            ("cache.max_bytes", self.cache.max_bytes, ByteSize::mib(1), ByteSize::gib(1024)),
-            ("http.max_body", self.http.max_body, ByteSize::b(256), ByteSize::mib(16)),
-            ("limits.prompt_bytes", self.limits.prompt_bytes, ByteSize::b(1), ByteSize::mib(1)),
-            ("limits.stack_bytes", self.limits.stack_bytes, ByteSize::b(1), ByteSize::mib(64)),
-            ("limits.credential_bytes", self.limits.credential_bytes, ByteSize::b(64), ByteSize::kib(64)),
+            (
+                "cache.max_bytes",
+                self.cache.max_bytes,
+                ByteSize::mib(1),
+                ByteSize::gib(1024),
+            ),
+            (
+                "http.max_body",
+                self.http.max_body,
+                ByteSize::b(256),
+                ByteSize::mib(16),
+            ),
+            (
+                "limits.prompt_bytes",
+                self.limits.prompt_bytes,
+                ByteSize::b(1),
+                ByteSize::mib(1),
+            ),
+            (
+                "limits.stack_bytes",
+                self.limits.stack_bytes,
+                ByteSize::b(1),
+                ByteSize::mib(64),
+            ),
+            (
+                "limits.credential_bytes",
+                self.limits.credential_bytes,
+                ByteSize::b(64),
+                ByteSize::kib(64),
+            ),
         ];
         for (key, size, least, most) in sizes {
             if size < least || size > most {
@@ -483,15 +583,19 @@ impl Config {
         if self.limits.rows_per_tenant == 0 || self.limits.rows_per_tenant > 10_000 {
             wrong("limits.rows_per_tenant", "must lie between 1 and 10000");
         }
-        let digits = |text: &str, most: usize| text.len() <= most && text.bytes().all(|b| b.is_ascii_digit());
-        if !digits(&self.numbers.country_code, 3) || self.numbers.country_code.starts_with('0') {
-            wrong("numbers.country_code", "must be one to three digits, the first not 0, or empty");
+        for (key, prefix) in [
+            (
+                "numbers.international_prefix",
+                &self.numbers.international_prefix,
+            ),
+            ("numbers.trunk_prefix", &self.numbers.trunk_prefix),
+        ] {
+            if let Err(err) = prefix.parse::<Prefix>() {
+                wrong(key, &format!("is refused: {err}"));
+            }
         }
-        if !digits(&self.numbers.trunk_prefix, 4) {
-            wrong("numbers.trunk_prefix", "must be at most four digits");
-        }
-        if !digits(&self.numbers.international_prefix, 6) {
-            wrong("numbers.international_prefix", "must be at most six digits");
+        if let Err(err) = self.numbers.country_code.parse::<CountryCode>() {
+            wrong("numbers.country_code", &format!("is refused: {err}"));
         }
         for (index, rule) in self.access.iter().enumerate() {
             let key = format!("access.{index}");
@@ -499,7 +603,10 @@ impl Config {
                 wrong(&key, "must name either a user or a group");
             }
             if rule.allow.is_empty() {
-                wrong(&key, "allows nothing; name config, credentials or both in allow");
+                wrong(
+                    &key,
+                    "allows nothing; name config, credentials or both in allow",
+                );
             }
         }
         if let Err(err) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
@@ -508,13 +615,17 @@ impl Config {
         found
     }
 
-    /// How numbers without `+` are read.
+    /// How numbers without `+` are read. Of a loaded configuration every part is well-formed.
     #[must_use]
     pub fn dialling(&self) -> Dialling {
         Dialling {
-            international_prefix: self.numbers.international_prefix.clone(),
-            country_code: self.numbers.country_code.clone(),
-            trunk_prefix: self.numbers.trunk_prefix.clone(),
+            international_prefix: self
+                .numbers
+                .international_prefix
+                .parse()
+                .unwrap_or_default(),
+            country_code: self.numbers.country_code.parse().unwrap_or_default(),
+            trunk_prefix: self.numbers.trunk_prefix.parse().unwrap_or_default(),
         }
     }
 
@@ -522,7 +633,10 @@ impl Config {
     #[must_use]
     pub fn node_name(&self) -> String {
         if self.node.name.is_empty() {
-            rustix::system::uname().nodename().to_string_lossy().into_owned()
+            rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned()
         } else {
             self.node.name.clone()
         }
@@ -543,7 +657,11 @@ pub struct Setting {
 }
 
 /// Section by section: name, what it is about, its keys with their docs.
-type SectionDocs = (&'static str, &'static [&'static str], &'static [(&'static str, &'static [&'static str])]);
+type SectionDocs = (
+    &'static str,
+    &'static [&'static str],
+    &'static [(&'static str, &'static [&'static str])],
+);
 
 const SECTIONS: &[SectionDocs] = &[
     ("node", NodeConfig::ABOUT, NodeConfig::FIELDS),
@@ -574,7 +692,10 @@ const ACCESS_DOC: &str = "\
 pub fn settings() -> Vec<Setting> {
     let tree = toml::Value::try_from(Config::default()).unwrap_or(toml::Value::Boolean(false));
     let default = |section: &str, key: &str| {
-        tree.get(section).and_then(|s| s.get(key)).map(ToString::to_string).unwrap_or_default()
+        tree.get(section)
+            .and_then(|s| s.get(key))
+            .map(ToString::to_string)
+            .unwrap_or_default()
     };
     SECTIONS
         .iter()
@@ -582,7 +703,11 @@ pub fn settings() -> Vec<Setting> {
             fields.iter().map(|(key, docs)| Setting {
                 section,
                 key,
-                doc: docs.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" "),
+                doc: docs
+                    .iter()
+                    .map(|line| line.trim())
+                    .collect::<Vec<_>>()
+                    .join(" "),
                 default: default(section, key),
             })
         })
@@ -600,14 +725,18 @@ pub fn default_file() -> String {
     );
     for (section, about, _) in SECTIONS {
         text.push_str(&format!("\n[{section}]\n"));
-        about.iter().for_each(|line| text.push_str(&format!("# {}\n", line.trim())));
+        about
+            .iter()
+            .for_each(|line| text.push_str(&format!("# {}\n", line.trim())));
         for setting in all.iter().filter(|s| s.section == *section) {
             text.push('\n');
-            let field = SECTIONS.iter().find(|(s, ..)| s == section).and_then(|(_, _, f)| {
-                f.iter().find(|(key, _)| *key == setting.key)
-            });
+            let field = SECTIONS
+                .iter()
+                .find(|(s, ..)| s == section)
+                .and_then(|(_, _, f)| f.iter().find(|(key, _)| *key == setting.key));
             if let Some((_, docs)) = field {
-                docs.iter().for_each(|line| text.push_str(&format!("# {}\n", line.trim())));
+                docs.iter()
+                    .for_each(|line| text.push_str(&format!("# {}\n", line.trim())));
             }
             text.push_str(&format!("{} = {}\n", setting.key, setting.default));
         }
@@ -620,7 +749,10 @@ pub fn default_file() -> String {
 /// File, environment and flags as one figment, every value tagged with where it came from.
 fn merged(sources: &Sources) -> Result<Figment, Problem> {
     let mut figment = Figment::new();
-    let path = sources.file.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
+    let path = sources
+        .file
+        .clone()
+        .unwrap_or_else(|| PathBuf::from(DEFAULT_PATH));
     match std::fs::read_to_string(&path) {
         Ok(_) => figment = figment.merge(Toml::file_exact(&path)),
         Err(err) if sources.file.is_none() && err.kind() == std::io::ErrorKind::NotFound => {}
@@ -634,8 +766,16 @@ fn merged(sources: &Sources) -> Result<Figment, Problem> {
     }
     let known = default_tree();
     for (name, raw) in &sources.env {
-        let key = name.strip_prefix(ENV_PREFIX).unwrap_or(name).to_ascii_lowercase().replace("__", ".");
-        figment = figment.merge(Text { place: format!("environment {name}"), value: typed(&key, raw, &known), key });
+        let key = name
+            .strip_prefix(ENV_PREFIX)
+            .unwrap_or(name)
+            .to_ascii_lowercase()
+            .replace("__", ".");
+        figment = figment.merge(Text {
+            place: format!("environment {name}"),
+            value: typed(&key, raw, &known),
+            key,
+        });
     }
     for (key, raw) in &sources.flags {
         figment = figment.merge(Text {
@@ -652,14 +792,28 @@ fn typed(key: &str, raw: &str, known: &Dict) -> Value {
     match find(key, known) {
         Some(Value::Array(..)) => raw.parse::<toml::Table>().ok().map_or_else(
             || {
-                toml::from_str::<BTreeMap<String, Value>>(&format!("v = {raw}")).ok().and_then(|mut t| t.remove("v")).unwrap_or_else(
-                    || Value::from(raw.split(',').map(|part| part.trim().to_owned()).filter(|p| !p.is_empty()).collect::<Vec<_>>()),
-                )
+                toml::from_str::<BTreeMap<String, Value>>(&format!("v = {raw}"))
+                    .ok()
+                    .and_then(|mut t| t.remove("v"))
+                    .unwrap_or_else(|| {
+                        Value::from(
+                            raw.split(',')
+                                .map(|part| part.trim().to_owned())
+                                .filter(|p| !p.is_empty())
+                                .collect::<Vec<_>>(),
+                        )
+                    })
             },
             |_| Value::from(Vec::<String>::new()),
         ),
-        Some(Value::Num(..)) => raw.trim().parse::<u64>().map_or_else(|_| Value::from(raw), Value::from),
-        Some(Value::Bool(..)) => raw.trim().parse::<bool>().map_or_else(|_| Value::from(raw), Value::from),
+        Some(Value::Num(..)) => raw
+            .trim()
+            .parse::<u64>()
+            .map_or_else(|_| Value::from(raw), Value::from),
+        Some(Value::Bool(..)) => raw
+            .trim()
+            .parse::<bool>()
+            .map_or_else(|_| Value::from(raw), Value::from),
         _ => Value::from(raw),
     }
 }
@@ -690,7 +844,9 @@ impl Provider for One {
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
-        let nested = figment::util::nest(&self.0, self.1.clone()).into_dict().unwrap_or_default();
+        let nested = figment::util::nest(&self.0, self.1.clone())
+            .into_dict()
+            .unwrap_or_default();
         Ok(Map::from([(Profile::Default, nested)]))
     }
 }
@@ -710,7 +866,10 @@ fn leaves(given: &Dict, known: &Dict) -> Vec<(String, Value)> {
     for (section, value) in given {
         match (value, known.get(section)) {
             (Value::Dict(_, keys), Some(Value::Dict(..))) => {
-                found.extend(keys.iter().map(|(key, value)| (format!("{section}.{key}"), value.clone())));
+                found.extend(
+                    keys.iter()
+                        .map(|(key, value)| (format!("{section}.{key}"), value.clone())),
+                );
             }
             _ => found.push((section.clone(), value.clone())),
         }
@@ -734,7 +893,12 @@ fn is_known(key: &str, known: &Dict) -> Result<(), String> {
         return Ok(());
     }
     let near = |candidates: Vec<&String>, word: &str| {
-        candidates.into_iter().map(|c| (strsim::levenshtein(c, word), c)).filter(|(distance, _)| *distance <= 3).min().map(|(_, c)| c.clone())
+        candidates
+            .into_iter()
+            .map(|c| (strsim::levenshtein(c, word), c))
+            .filter(|(distance, _)| *distance <= 3)
+            .min()
+            .map(|(_, c)| c.clone())
     };
     let (section, word) = key.split_once('.').unwrap_or(("", key));
     let candidates: Vec<&String> = match known.get(section) {
@@ -748,14 +912,20 @@ fn is_known(key: &str, known: &Dict) -> Result<(), String> {
 }
 
 fn place_of(figment: &Figment, tag: Tag) -> String {
-    figment.get_metadata(tag).map(describe_source).unwrap_or_default()
+    figment
+        .get_metadata(tag)
+        .map(describe_source)
+        .unwrap_or_default()
 }
 
 fn describe_source(metadata: &Metadata) -> String {
-    metadata.source.as_ref().map_or_else(|| metadata.name.to_string(), |source| match source.file_path() {
-        Some(path) => path.display().to_string(),
-        None => source.to_string(),
-    })
+    metadata.source.as_ref().map_or_else(
+        || metadata.name.to_string(),
+        |source| match source.file_path() {
+            Some(path) => path.display().to_string(),
+            None => source.to_string(),
+        },
+    )
 }
 
 fn figment_problems(figment: &Figment, err: figment::Error) -> Vec<Problem> {
@@ -777,7 +947,9 @@ fn figment_problems(figment: &Figment, err: figment::Error) -> Vec<Problem> {
 fn url_has_password(url: &str) -> bool {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = authority.split(['/', '?']).next().unwrap_or_default();
-    let in_authority = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+    let in_authority = authority
+        .rsplit_once('@')
+        .is_some_and(|(user, _)| user.contains(':'));
     in_authority || url.contains("password=")
 }
 
@@ -789,8 +961,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("sidetone.toml");
         std::fs::write(&path, toml).unwrap();
-        let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        match Config::load(&Sources { file: Some(path.clone()), env, flags: Vec::new() }) {
+        let env = env
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+            .collect();
+        match Config::load(&Sources {
+            file: Some(path.clone()),
+            env,
+            flags: Vec::new(),
+        }) {
             Ok(_) => Vec::new(),
             Err(err) => err
                 .problems
@@ -802,11 +981,26 @@ mod tests {
 
     #[test]
     fn three_mistakes_are_told_at_once_with_file_key_and_remedy() {
-        let told = problems("[http]\nunix_mod = \"0660\"\nmax_connections = \"many\"\n[feed]\nstale_after = \"1s\"\n", &[]);
+        let told = problems(
+            "[http]\nunix_mod = \"0660\"\nmax_connections = \"many\"\n[feed]\nstale_after = \"1s\"\n",
+            &[],
+        );
         assert_eq!(told.len(), 3, "{told:?}");
-        assert!(told.iter().any(|p| p == "FILE: http.unix_mod: no such setting; did you mean unix_mode?"), "{told:?}");
-        assert!(told.iter().any(|p| p.starts_with("FILE: http.max_connections: ")), "{told:?}");
-        assert!(told.iter().any(|p| p.starts_with("FILE: feed.stale_after: is shorter than")), "{told:?}");
+        assert!(
+            told.iter()
+                .any(|p| p == "FILE: http.unix_mod: no such setting; did you mean unix_mode?"),
+            "{told:?}"
+        );
+        assert!(
+            told.iter()
+                .any(|p| p.starts_with("FILE: http.max_connections: ")),
+            "{told:?}"
+        );
+        assert!(
+            told.iter()
+                .any(|p| p.starts_with("FILE: feed.stale_after: is shorter than")),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -818,14 +1012,29 @@ mod tests {
     fn the_environment_goes_over_the_file_and_strings_stay_strings() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.toml");
-        std::fs::write(&path, "[numbers]\ncountry_code = \"1\"\n[replica]\ntenants = [\"x\"]\n").unwrap();
+        std::fs::write(
+            &path,
+            "[numbers]\ncountry_code = \"1\"\n[replica]\ntenants = [\"x\"]\n",
+        )
+        .unwrap();
         let env = vec![
-            ("SIDETONE_NUMBERS__INTERNATIONAL_PREFIX".to_owned(), "0011".to_owned()),
+            (
+                "SIDETONE_NUMBERS__INTERNATIONAL_PREFIX".to_owned(),
+                "0011".to_owned(),
+            ),
             ("SIDETONE_NUMBERS__COUNTRY_CODE".to_owned(), "54".to_owned()),
             ("SIDETONE_REPLICA__TENANTS".to_owned(), "a, b".to_owned()),
-            ("SIDETONE_FEED__HOLD_IF_LOST_PERCENT".to_owned(), "30".to_owned()),
+            (
+                "SIDETONE_FEED__HOLD_IF_LOST_PERCENT".to_owned(),
+                "30".to_owned(),
+            ),
         ];
-        let config = Config::load(&Sources { file: Some(path), env, flags: Vec::new() }).unwrap();
+        let config = Config::load(&Sources {
+            file: Some(path),
+            env,
+            flags: Vec::new(),
+        })
+        .unwrap();
         assert_eq!(config.numbers.international_prefix, "0011");
         assert_eq!(config.numbers.country_code, "54");
         assert_eq!(config.replica.tenants, ["a", "b"]);
@@ -835,14 +1044,20 @@ mod tests {
     #[test]
     fn a_mistake_in_the_environment_names_the_variable() {
         let told = problems("", &[("SIDETONE_HTTP__TCP", "0.0.0.0:1")]);
-        assert!(told[0].starts_with("environment SIDETONE_HTTP__TCP: http.tcp: must be a loopback"), "{told:?}");
+        assert!(
+            told[0].starts_with("environment SIDETONE_HTTP__TCP: http.tcp: must be a loopback"),
+            "{told:?}"
+        );
     }
 
     #[test]
     fn a_password_in_the_settings_is_refused_without_being_printed() {
         let told = problems("[postgres]\nurl = \"postgres://u:hunter2@db/x\"\n", &[]);
         assert_eq!(told.len(), 1);
-        assert!(told[0].contains("postgres.url: holds a password") && !told[0].contains("hunter2"), "{told:?}");
+        assert!(
+            told[0].contains("postgres.url: holds a password") && !told[0].contains("hunter2"),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -854,21 +1069,38 @@ mod tests {
 
     #[test]
     fn a_missing_file_that_was_named_is_told() {
-        let err = Config::load(&Sources { file: Some("/nonexistent/x.toml".into()), ..Sources::default() }).unwrap_err();
-        assert!(err.to_string().starts_with("/nonexistent/x.toml: cannot be read"), "{err}");
+        let err = Config::load(&Sources {
+            file: Some("/nonexistent/x.toml".into()),
+            ..Sources::default()
+        })
+        .unwrap_err();
+        assert!(
+            err.to_string()
+                .starts_with("/nonexistent/x.toml: cannot be read"),
+            "{err}"
+        );
     }
 
     #[test]
     fn the_default_file_stands_in_the_repository_and_reads_back_as_the_defaults() {
-        let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/sidetone.toml")).unwrap();
-        assert_eq!(committed, default_file(), "write it anew with `sidetone check --print-defaults > config/sidetone.toml`");
+        let committed =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/sidetone.toml"))
+                .unwrap();
+        assert_eq!(
+            committed,
+            default_file(),
+            "write it anew with `sidetone check --print-defaults > config/sidetone.toml`"
+        );
         assert_eq!(problems(&committed, &[]), Vec::<String>::new());
     }
 
     #[test]
     fn every_setting_is_documented() {
         let known = default_tree();
-        let documented: Vec<String> = settings().iter().map(|s| format!("{}.{}", s.section, s.key)).collect();
+        let documented: Vec<String> = settings()
+            .iter()
+            .map(|s| format!("{}.{}", s.section, s.key))
+            .collect();
         let mut existing = Vec::new();
         for (section, value) in &known {
             if let Value::Dict(_, keys) = value {

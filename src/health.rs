@@ -18,7 +18,10 @@ use crate::row::Fault;
 #[must_use]
 pub fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
+    Duration::new(
+        u64::try_from(now.tv_sec).unwrap_or(0),
+        u32::try_from(now.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// Where the feed stands (ARCHITECTURE, "Feed").
@@ -41,8 +44,14 @@ pub enum FeedState {
 
 impl FeedState {
     /// Every state.
-    pub const ALL: [Self; 6] =
-        [Self::Idle, Self::Connecting, Self::Listening, Self::Level, Self::Pulling, Self::Backoff];
+    pub const ALL: [Self; 6] = [
+        Self::Idle,
+        Self::Connecting,
+        Self::Listening,
+        Self::Level,
+        Self::Pulling,
+        Self::Backoff,
+    ];
 
     /// The state as a label.
     #[must_use]
@@ -151,7 +160,11 @@ struct Quarantine {
 impl Health {
     /// A node that has proved nothing yet.
     #[must_use]
-    pub fn new(stale_after: Duration, refuse_credentials_after: Duration, schema_needed: i32) -> Self {
+    pub fn new(
+        stale_after: Duration,
+        refuse_credentials_after: Duration,
+        schema_needed: i32,
+    ) -> Self {
         Self {
             proven_ms: AtomicI64::new(0),
             ever_proven: AtomicBool::new(false),
@@ -196,7 +209,8 @@ impl Health {
         let now = i64::try_from(since_boot().as_millis()).unwrap_or(i64::MAX);
         let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         if !self.ever_proven.swap(true, Ordering::AcqRel) {
-            self.proven_ms.store(now.saturating_sub(age), Ordering::Release);
+            self.proven_ms
+                .store(now.saturating_sub(age), Ordering::Release);
         }
     }
 
@@ -204,13 +218,18 @@ impl Health {
     #[must_use]
     pub fn staleness(&self) -> Staleness {
         let now = i64::try_from(since_boot().as_millis()).unwrap_or(i64::MAX);
-        let proven = if self.ever_proven.load(Ordering::Acquire) { self.proven_ms.load(Ordering::Acquire) } else { 0 };
+        let proven = if self.ever_proven.load(Ordering::Acquire) {
+            self.proven_ms.load(Ordering::Acquire)
+        } else {
+            0
+        };
         let ms = u64::try_from(now.saturating_sub(proven)).unwrap_or(0);
         let past = |limit: Duration| u128::from(ms) > limit.as_millis();
         Staleness {
             ms,
             stale: past(self.stale_after),
-            refuse_credentials: !self.refuse_credentials_after.is_zero() && past(self.refuse_credentials_after),
+            refuse_credentials: !self.refuse_credentials_after.is_zero()
+                && past(self.refuse_credentials_after),
         }
     }
 
@@ -270,14 +289,25 @@ impl Health {
     #[must_use]
     pub fn quarantined(&self, most: usize) -> (Vec<Fault>, usize) {
         let quarantine = lock(&self.quarantine);
-        let all = || quarantine.tenants.values().chain(quarantine.numbers.values()).flatten();
+        let all = || {
+            quarantine
+                .tenants
+                .values()
+                .chain(quarantine.numbers.values())
+                .flatten()
+        };
         (all().take(most).cloned().collect(), all().count())
     }
 
     /// Calls `each` with every quarantined row.
     pub fn each_quarantined(&self, each: impl FnMut(&Fault)) {
         let quarantine = lock(&self.quarantine);
-        quarantine.tenants.values().chain(quarantine.numbers.values()).flatten().for_each(each);
+        quarantine
+            .tenants
+            .values()
+            .chain(quarantine.numbers.values())
+            .flatten()
+            .for_each(each);
     }
 }
 

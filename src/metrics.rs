@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
 use crate::health::FeedState;
@@ -232,10 +232,13 @@ pub struct Metrics {
 }
 
 /// Microseconds to seconds, for a request answered from memory up to one that waited for Postgres.
-const REQUEST_BUCKETS: &[f64] =
-    &[25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 500e-3, 2.5];
+const REQUEST_BUCKETS: &[f64] = &[
+    25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 100e-3, 500e-3, 2.5,
+];
 /// A doorbell's usual way takes milliseconds, a lost one `feed.heartbeat_every`.
-const VISIBLE_BUCKETS: &[f64] = &[1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.0, 5.0, 30.0, 300.0];
+const VISIBLE_BUCKETS: &[f64] = &[
+    1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3, 1.0, 2.0, 5.0, 30.0, 300.0,
+];
 
 impl Metrics {
     /// Registers everything.
@@ -245,50 +248,141 @@ impl Metrics {
     pub fn new() -> Result<Self, prometheus::Error> {
         let r = &Registry::new_custom(Some("sidetone".into()), None)?;
         let metrics = Self {
-            lookups: counters(r, "lookups_total", "Questions answered on the call side, by outcome", "outcome")?,
-            request_duration: histograms(r, "request_duration_seconds", "Time from a request's head to its whole answer, by route", "route", REQUEST_BUCKETS)?,
+            lookups: counters(
+                r,
+                "lookups_total",
+                "Questions answered on the call side, by outcome",
+                "outcome",
+            )?,
+            request_duration: histograms(
+                r,
+                "request_duration_seconds",
+                "Time from a request's head to its whole answer, by route",
+                "route",
+                REQUEST_BUCKETS,
+            )?,
             connections: gauge(r, "connections", "Connections open on the call listeners")?,
-            connections_total: counter(r, "connections_total", "Connections accepted on the call listeners")?,
-            accept_errors: counter(r, "accept_errors_total", "Connections that could not be accepted")?,
+            connections_total: counter(
+                r,
+                "connections_total",
+                "Connections accepted on the call listeners",
+            )?,
+            accept_errors: counter(
+                r,
+                "accept_errors_total",
+                "Connections that could not be accepted",
+            )?,
             cache_hits: counter(r, "cache_hits_total", "Profiles served from memory")?,
             cache_fills: counter(r, "cache_fills_total", "Profiles built from the replica")?,
-            cache_evictions: counter(r, "cache_evictions_total", "Profiles removed from memory for room or replaced")?,
+            cache_evictions: counter(
+                r,
+                "cache_evictions_total",
+                "Profiles removed from memory for room or replaced",
+            )?,
             cache_entries: gauge(r, "cache_entries", "Profiles in memory")?,
             cache_bytes: gauge(r, "cache_bytes", "Estimated size of the profiles in memory")?,
             replica_rows: gauges(r, "replica_rows", "Rows in the replica, by kind", "kind")?,
             replica_bytes: gauge(r, "replica_bytes", "Size of the replica's file")?,
-            feed_state: float_gauges(r, "feed_state", "1 for the state the feed is in, 0 for the others", "state", FeedState::ALL.map(FeedState::as_str).as_slice())?,
-            feed_state_seconds: float_gauge(r, "feed_state_seconds", "Time since the feed entered its state")?,
+            feed_state: float_gauges(
+                r,
+                "feed_state",
+                "1 for the state the feed is in, 0 for the others",
+                "state",
+                FeedState::ALL.map(FeedState::as_str).as_slice(),
+            )?,
+            feed_state_seconds: float_gauge(
+                r,
+                "feed_state_seconds",
+                "Time since the feed entered its state",
+            )?,
             feed_listening: gauge(r, "feed_listening", "1 while doorbells are heard")?,
-            feed_armed: gauge(r, "feed_armed", "1 while every trigger is present and enabled")?,
-            feed_held: gauge(r, "feed_held", "1 while a loss is held back for an operator")?,
-            feed_behind: gauge(r, "feed_behind", "Changed keys that the last pull found and that are not applied yet")?,
+            feed_armed: gauge(
+                r,
+                "feed_armed",
+                "1 while every trigger is present and enabled",
+            )?,
+            feed_held: gauge(
+                r,
+                "feed_held",
+                "1 while a loss is held back for an operator",
+            )?,
+            feed_behind: gauge(
+                r,
+                "feed_behind",
+                "Changed keys that the last pull found and that are not applied yet",
+            )?,
             synced: gauge(r, "synced", "1 once the replica holds a complete copy")?,
-            staleness: float_gauge(r, "staleness_seconds", "Time since this node last proved that it was level with Postgres")?,
-            last_pull_started: float_gauge(r, "last_pull_started_timestamp_seconds", "When the last pull began")?,
-            last_pull_completed: float_gauge(r, "last_pull_completed_timestamp_seconds", "When the last pull was applied")?,
+            staleness: float_gauge(
+                r,
+                "staleness_seconds",
+                "Time since this node last proved that it was level with Postgres",
+            )?,
+            last_pull_started: float_gauge(
+                r,
+                "last_pull_started_timestamp_seconds",
+                "When the last pull began",
+            )?,
+            last_pull_completed: float_gauge(
+                r,
+                "last_pull_completed_timestamp_seconds",
+                "When the last pull was applied",
+            )?,
             cursor_age: float_gauge(r, "cursor_age_seconds", "Time since the cursor last moved")?,
-            commit_to_visible: histogram(r, "commit_to_visible_seconds", "Time from a change's statement in Postgres to its answer here; clock skew clamps at 0", VISIBLE_BUCKETS)?,
-            pull_duration: histograms(r, "pull_duration_seconds", "Time from sending a pull to its being applied, by cause", "cause", VISIBLE_BUCKETS)?,
+            commit_to_visible: histogram(
+                r,
+                "commit_to_visible_seconds",
+                "Time from a change's statement in Postgres to its answer here; clock skew clamps at 0",
+                VISIBLE_BUCKETS,
+            )?,
+            pull_duration: histograms(
+                r,
+                "pull_duration_seconds",
+                "Time from sending a pull to its being applied, by cause",
+                "cause",
+                VISIBLE_BUCKETS,
+            )?,
             pulls: counters(r, "pulls_total", "Pulls completed, by cause", "cause")?,
             changes: counters(r, "changes_total", "Changed keys applied, by kind", "kind")?,
-            reconnects: counters(r, "reconnects_total", "Connections to Postgres lost or not made, by cause", "cause")?,
-            reconcile_differences: counter(r, "reconcile_differences_total", "Rows that a reconcile found different although the feed was level; must stay 0")?,
+            reconnects: counters(
+                r,
+                "reconnects_total",
+                "Connections to Postgres lost or not made, by cause",
+                "cause",
+            )?,
+            reconcile_differences: counter(
+                r,
+                "reconcile_differences_total",
+                "Rows that a reconcile found different although the feed was level; must stay 0",
+            )?,
             doorbells: counter(r, "doorbells_total", "Notifications received")?,
             quarantined: {
-                let vec = IntGaugeVec::new(Opts::new("quarantined_rows", "Rows not in force as they stand in Postgres, by table and reason"), &["table", "reason"])?;
+                let vec = IntGaugeVec::new(
+                    Opts::new(
+                        "quarantined_rows",
+                        "Rows not in force as they stand in Postgres, by table and reason",
+                    ),
+                    &["table", "reason"],
+                )?;
                 for table in Table::ALL {
                     for reason in Reason::ALL {
-                        vec.with_label_values(&[table.as_str(), reason.as_str()]).set(0);
+                        vec.with_label_values(&[table.as_str(), reason.as_str()])
+                            .set(0);
                     }
                 }
                 r.register(Box::new(vec.clone()))?;
                 vec
             },
             credentials_withheld: gauge(r, "credentials_withheld", "Credentials that do not open")?,
-            notification_queue_usage: float_gauge(r, "postgres_notification_queue_usage_ratio", "How full Postgres's notification queue is; above 0.5 doorbells stop")?,
+            notification_queue_usage: float_gauge(
+                r,
+                "postgres_notification_queue_usage_ratio",
+                "How full Postgres's notification queue is; above 0.5 doorbells stop",
+            )?,
             _build_info: {
-                let vec = IntGaugeVec::new(Opts::new("build_info", "Always 1; the version this node runs"), &["version"])?;
+                let vec = IntGaugeVec::new(
+                    Opts::new("build_info", "Always 1; the version this node runs"),
+                    &["version"],
+                )?;
                 vec.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
                 r.register(Box::new(vec.clone()))?;
                 vec
@@ -303,7 +397,9 @@ impl Metrics {
         for table in Table::ALL {
             for reason in Reason::ALL {
                 let count = counts.get(&(table, reason)).copied().unwrap_or(0);
-                self.quarantined.with_label_values(&[table.as_str(), reason.as_str()]).set(count);
+                self.quarantined
+                    .with_label_values(&[table.as_str(), reason.as_str()])
+                    .set(count);
             }
         }
     }
@@ -311,7 +407,9 @@ impl Metrics {
     /// Tells which state the feed is in and for how long.
     pub fn set_feed_state(&self, state: FeedState, seconds: f64) {
         for each in FeedState::ALL {
-            self.feed_state.with_label_values(&[each.as_str()]).set(f64::from(u8::from(each == state)));
+            self.feed_state
+                .with_label_values(&[each.as_str()])
+                .set(f64::from(u8::from(each == state)));
         }
         self.feed_state_seconds.set(seconds);
     }
@@ -334,7 +432,16 @@ impl Metrics {
     pub fn reference(&self) -> Vec<(String, String, String)> {
         let mut families = self.registry.gather();
         families.extend(prometheus::gather());
-        families.iter().map(|f| (f.name().to_owned(), format!("{:?}", f.get_field_type()).to_lowercase(), f.help().to_owned())).collect()
+        families
+            .iter()
+            .map(|f| {
+                (
+                    f.name().to_owned(),
+                    format!("{:?}", f.get_field_type()).to_lowercase(),
+                    f.help().to_owned(),
+                )
+            })
+            .collect()
     }
 }
 
@@ -356,33 +463,74 @@ fn float_gauge(r: &Registry, name: &str, help: &str) -> Result<Gauge, prometheus
     Ok(metric)
 }
 
-fn histogram(r: &Registry, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+fn histogram(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    buckets: &[f64],
+) -> Result<Histogram, prometheus::Error> {
     let metric = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
     r.register(Box::new(metric.clone()))?;
     Ok(metric)
 }
 
-fn float_gauges(r: &Registry, name: &str, help: &str, label: &str, values: &[&str]) -> Result<GaugeVec, prometheus::Error> {
+fn float_gauges(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    values: &[&str],
+) -> Result<GaugeVec, prometheus::Error> {
     let vec = GaugeVec::new(Opts::new(name, help), &[label])?;
-    values.iter().for_each(|value| vec.with_label_values(&[value]).set(0.0));
+    values
+        .iter()
+        .for_each(|value| vec.with_label_values(&[value]).set(0.0));
     r.register(Box::new(vec.clone()))?;
     Ok(vec)
 }
 
-fn counters<L: Label>(r: &Registry, name: &str, help: &str, label: &str) -> Result<Per<L, IntCounter>, prometheus::Error> {
+fn counters<L: Label>(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<Per<L, IntCounter>, prometheus::Error> {
     let vec = IntCounterVec::new(Opts::new(name, help), &[label])?;
     r.register(Box::new(vec.clone()))?;
-    Ok(Per(L::ALL.iter().map(|value| (*value, vec.with_label_values(&[value.label()]))).collect()))
+    Ok(Per(L::ALL
+        .iter()
+        .map(|value| (*value, vec.with_label_values(&[value.label()])))
+        .collect()))
 }
 
-fn gauges<L: Label>(r: &Registry, name: &str, help: &str, label: &str) -> Result<Per<L, IntGauge>, prometheus::Error> {
+fn gauges<L: Label>(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<Per<L, IntGauge>, prometheus::Error> {
     let vec = IntGaugeVec::new(Opts::new(name, help), &[label])?;
     r.register(Box::new(vec.clone()))?;
-    Ok(Per(L::ALL.iter().map(|value| (*value, vec.with_label_values(&[value.label()]))).collect()))
+    Ok(Per(L::ALL
+        .iter()
+        .map(|value| (*value, vec.with_label_values(&[value.label()])))
+        .collect()))
 }
 
-fn histograms<L: Label>(r: &Registry, name: &str, help: &str, label: &str, buckets: &[f64]) -> Result<Per<L, Histogram>, prometheus::Error> {
-    let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[label])?;
+fn histograms<L: Label>(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+    buckets: &[f64],
+) -> Result<Per<L, Histogram>, prometheus::Error> {
+    let vec = HistogramVec::new(
+        HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+        &[label],
+    )?;
     r.register(Box::new(vec.clone()))?;
-    Ok(Per(L::ALL.iter().map(|value| (*value, vec.with_label_values(&[value.label()]))).collect()))
+    Ok(Per(L::ALL
+        .iter()
+        .map(|value| (*value, vec.with_label_values(&[value.label()])))
+        .collect()))
 }

@@ -95,7 +95,9 @@ pub enum OrderError {
     #[error("transaction {0} has not completed yet")]
     NotReached(u64),
     /// The database has no tenant in common with the replica.
-    #[error("the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss")]
+    #[error(
+        "the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss"
+    )]
     OtherDatabase,
     /// The daemon is stopping.
     #[error("the daemon is stopping")]

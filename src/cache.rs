@@ -1,0 +1,232 @@
+//! Hot profiles: what was resolved, until its rows change. Postgres and the disk are not known here.
+//!
+//! Always true: what is served from memory was built from the rows that are in the replica now. Each number and each
+//! tenant falls on a generation; it is odd while a batch that touches it is being committed, and another even number
+//! afterwards. An entry remembers the generations from before its rows were read and is good only while they stand.
+//! A change to a tenant costs one store, however many numbers it has. Numbers that share a generation by chance are
+//! built anew without need, never served wrongly.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use moka::notification::RemovalCause;
+use moka::sync::Cache as Moka;
+use uuid::Uuid;
+
+use crate::metrics::Metrics;
+use crate::number::E164;
+use crate::profile::{NumberProfile, TenantProfile};
+
+/// Generations of numbers and of tenants; memory, not correctness, depends on how many.
+const NUMBER_STRIPES: usize = 16 * 1024;
+const TENANT_STRIPES: usize = 4 * 1024;
+
+/// What an entry was built under. Odd: a change was being committed, keep nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation(u64);
+
+impl Generation {
+    /// Whether something read from here on may be kept.
+    #[must_use]
+    pub fn is_settled(self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+}
+
+#[derive(Debug)]
+struct Stripes {
+    cells: Box<[AtomicU64]>,
+    hasher: RandomState,
+}
+
+impl Stripes {
+    fn new(count: usize) -> Self {
+        Self { cells: (0..count).map(|_| AtomicU64::new(0)).collect(), hasher: RandomState::new() }
+    }
+
+    fn of(&self, key: &impl Hash) -> usize {
+        let hash = usize::try_from(self.hasher.hash_one(key) & 0xffff_ffff).unwrap_or(0);
+        hash.checked_rem(self.cells.len()).unwrap_or(0)
+    }
+
+    fn get(&self, key: &impl Hash) -> Generation {
+        Generation(self.cells.get(self.of(key)).map_or(1, |cell| cell.load(Ordering::Acquire)))
+    }
+
+    fn step(&self, stripes: impl IntoIterator<Item = usize>) {
+        for stripe in stripes {
+            if let Some(cell) = self.cells.get(stripe) {
+                cell.fetch_add(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = usize> + use<> {
+        0..self.cells.len()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct NumberEntry {
+    profile: Arc<NumberProfile>,
+    generation: Generation,
+}
+
+#[derive(Debug, Clone)]
+struct TenantEntry {
+    profile: Arc<TenantProfile>,
+    generation: Generation,
+}
+
+/// Number and tenant of one and the same moment.
+pub type Pair = (Arc<NumberProfile>, Arc<TenantProfile>);
+
+/// What a batch is about to change or has changed.
+#[derive(Debug, Clone)]
+pub enum Touched {
+    /// Everything.
+    All,
+    /// What is named.
+    Named {
+        /// Numbers.
+        numbers: Vec<E164>,
+        /// Tenants.
+        tenants: Vec<Uuid>,
+    },
+}
+
+/// Profiles in memory, bounded in bytes.
+#[derive(Debug)]
+pub struct Cache {
+    numbers: Moka<E164, NumberEntry>,
+    tenants: Moka<Uuid, TenantEntry>,
+    number_generations: Stripes,
+    tenant_generations: Stripes,
+    metrics: Arc<Metrics>,
+}
+
+impl Cache {
+    /// An empty cache of at most so many bytes: half for numbers, half for tenants with their prompts.
+    #[must_use]
+    pub fn new(max_bytes: u64, metrics: &Arc<Metrics>) -> Self {
+        let half = max_bytes / 2;
+        let weight = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let evicted = || {
+            let metrics = Arc::clone(metrics);
+            move |cause: RemovalCause| {
+                if cause.was_evicted() {
+                    metrics.cache_evictions.inc();
+                }
+            }
+        };
+        let (numbers_evicted, tenants_evicted) = (evicted(), evicted());
+        Self {
+            numbers: Moka::builder()
+                .max_capacity(half)
+                .weigher(move |_: &E164, entry: &NumberEntry| weight(entry.profile.bytes()))
+                .eviction_listener(move |_, _, cause| numbers_evicted(cause))
+                .build(),
+            tenants: Moka::builder()
+                .max_capacity(half)
+                .weigher(move |_: &Uuid, entry: &TenantEntry| weight(entry.profile.bytes))
+                .eviction_listener(move |_, _, cause| tenants_evicted(cause))
+                .build(),
+            number_generations: Stripes::new(NUMBER_STRIPES),
+            tenant_generations: Stripes::new(TENANT_STRIPES),
+            metrics: Arc::clone(metrics),
+        }
+    }
+
+    /// Number and tenant, where both are here and good.
+    #[must_use]
+    pub fn get(&self, number: &E164) -> Option<Pair> {
+        let entry = self.numbers.get(number)?;
+        let tenant = self.tenant(entry.profile.row.tenant_id)?;
+        // Last, so that a batch which changed both between the two reads is noticed.
+        self.number_is(number, entry.generation).then(|| {
+            self.metrics.cache_hits.inc();
+            (entry.profile, tenant)
+        })
+    }
+
+    /// A tenant, where it is here and good.
+    #[must_use]
+    pub fn tenant(&self, id: Uuid) -> Option<Arc<TenantProfile>> {
+        let entry = self.tenants.get(&id)?;
+        let now = self.tenant_generations.get(&id);
+        (now.is_settled() && now == entry.generation).then_some(entry.profile)
+    }
+
+    /// To be taken before the rows of a number are read.
+    #[must_use]
+    pub fn number_generation(&self, number: &E164) -> Generation {
+        self.number_generations.get(number)
+    }
+
+    /// To be taken before the rows of a tenant are read.
+    #[must_use]
+    pub fn tenant_generation(&self, id: Uuid) -> Generation {
+        self.tenant_generations.get(&id)
+    }
+
+    /// Whether nothing touched the number since then.
+    #[must_use]
+    pub fn number_is(&self, number: &E164, then: Generation) -> bool {
+        then.is_settled() && self.number_generations.get(number) == then
+    }
+
+    /// Keeps a number built from rows that were read after its generation was taken.
+    pub fn keep_number(&self, number: &E164, profile: &Arc<NumberProfile>, generation: Generation) {
+        if generation.is_settled() {
+            self.numbers.insert(number.clone(), NumberEntry { profile: Arc::clone(profile), generation });
+        }
+    }
+
+    /// Keeps a tenant built from rows that were read after its generation was taken.
+    pub fn keep_tenant(&self, id: Uuid, profile: &Arc<TenantProfile>, generation: Generation) {
+        if generation.is_settled() {
+            self.tenants.insert(id, TenantEntry { profile: Arc::clone(profile), generation });
+        }
+    }
+
+    /// Called twice for each batch, before and after its commit.
+    pub fn step(&self, touched: &Touched) {
+        match touched {
+            Touched::All => {
+                self.number_generations.step(self.number_generations.all());
+                self.tenant_generations.step(self.tenant_generations.all());
+            }
+            Touched::Named { numbers, tenants } => {
+                let stripes: BTreeSet<usize> = numbers.iter().map(|n| self.number_generations.of(n)).collect();
+                self.number_generations.step(stripes);
+                let stripes: BTreeSet<usize> = tenants.iter().map(|id| self.tenant_generations.of(id)).collect();
+                self.tenant_generations.step(stripes);
+            }
+        }
+    }
+
+    /// Everything kept so far is good no longer.
+    pub fn forget_all(&self) {
+        self.step(&Touched::All);
+        self.step(&Touched::All);
+        self.numbers.invalidate_all();
+        self.tenants.invalidate_all();
+    }
+
+    /// Does what moka postpones; to be called each second.
+    pub fn tidy(&self) {
+        self.numbers.run_pending_tasks();
+        self.tenants.run_pending_tasks();
+    }
+
+    /// Entries and estimated bytes.
+    #[must_use]
+    pub fn size(&self) -> (u64, u64) {
+        (
+            self.numbers.entry_count().saturating_add(self.tenants.entry_count()),
+            self.numbers.weighted_size().saturating_add(self.tenants.weighted_size()),
+        )
+    }
+}

@@ -1,0 +1,395 @@
+//! What a number's configuration is right now: from memory, else from the replica, else (once, before the first
+//! complete copy) from Postgres. And the other way: a batch goes to the replica, and what it touched is forgotten.
+//!
+//! Always true: number and tenant of an answer are of one commit; a number's answers follow commit order; the age of
+//! an answer is taken before its rows are read, and so never understated.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::admit::{self, AdmissionLimits};
+use crate::cache::{Cache, Touched};
+use crate::change::Cursor;
+use crate::health::{Health, Staleness, since_boot};
+use crate::metrics::{Kind, Metrics};
+use crate::number::E164;
+use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
+use crate::replica::{Applied, Incoming, Moment, Replica, ReplicaError, Size, Terms, View};
+use crate::resolve;
+use crate::row::{Fault, Reason, Table, TenantRecord};
+use crate::seal::{Keyring, KeyringError};
+use crate::source::ReadThrough;
+
+/// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
+const TRIES: usize = 3;
+
+/// An answer's configuration and its age.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// Everything that does not depend on the call.
+    pub profile: Profile,
+    /// How old it may be.
+    pub staleness: Staleness,
+}
+
+/// How much is held, for `status`.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Stats {
+    /// On disk.
+    pub replica: Size,
+    /// Profiles in memory.
+    pub cache_entries: u64,
+    /// Their estimated size.
+    pub cache_bytes: u64,
+}
+
+/// Replica, cache and keys as one.
+#[derive(Debug)]
+pub struct Engine {
+    replica: Replica,
+    cache: Cache,
+    keyring: ArcSwap<Keyring>,
+    keys_file: PathBuf,
+    raw_key: Option<String>,
+    limits: AdmissionLimits,
+    read_through: ArcSwapOption<ReadThrough>,
+    health: Arc<Health>,
+    metrics: Arc<Metrics>,
+    /// Key reloads and batches change the replica one at a time.
+    writing: Mutex<()>,
+}
+
+/// What an engine is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Rows on disk.
+    pub replica: Replica,
+    /// Opens credentials.
+    pub keyring: Keyring,
+    /// Where the keyring is read again from.
+    pub keys_file: PathBuf,
+    /// Key of the second sealed form, if allowed.
+    pub raw_key: Option<String>,
+    /// `cache.max_bytes`.
+    pub cache_bytes: u64,
+    /// Limits on rows.
+    pub limits: AdmissionLimits,
+    /// Asked while the replica is not complete.
+    pub read_through: Option<ReadThrough>,
+    /// Where the state of this node is told.
+    pub health: Arc<Health>,
+    /// Where it is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Engine {
+    /// Puts the parts together and takes over what an earlier process proved.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Storage`] when the replica cannot be read.
+    pub fn new(parts: Parts) -> Result<Self, ReplicaError> {
+        if parts.replica.is_complete()? {
+            parts.health.set_synced();
+            parts.metrics.synced.set(1);
+        }
+        if let Some(age) = parts.replica.level_age() {
+            parts.health.proven_before(age);
+        }
+        Ok(Self {
+            cache: Cache::new(parts.cache_bytes, &parts.metrics),
+            replica: parts.replica,
+            keyring: ArcSwap::from_pointee(parts.keyring),
+            keys_file: parts.keys_file,
+            raw_key: parts.raw_key,
+            limits: parts.limits,
+            read_through: ArcSwapOption::from_pointee(parts.read_through),
+            health: parts.health,
+            metrics: parts.metrics,
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// The configuration of a number and how old it may be. Never waits for Postgres once the replica is complete.
+    ///
+    /// # Errors
+    /// [`Refusal`]: unknown, never good, not synchronised, unreadable. Inactive numbers and suspended tenants are
+    /// found here; `select` refuses them.
+    pub async fn find(&self, number: &E164) -> Result<Found, Refusal> {
+        if !self.health.is_synced() {
+            return self.read_through(number).await;
+        }
+        let staleness = self.health.staleness();
+        Ok(Found { profile: self.local(number)?, staleness })
+    }
+
+    fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+        if let Some((number, tenant)) = self.cache.get(number) {
+            return Ok(Profile::new(number, tenant));
+        }
+        self.metrics.cache_fills.inc();
+        let unreadable = |err: ReplicaError| {
+            tracing::error!(error = %err, "a question could not be answered from the replica");
+            Refusal::Unreadable
+        };
+        for _ in 0..TRIES {
+            let number_generation = self.cache.number_generation(number);
+            let found = self.replica.view().and_then(|view| view.number(number.as_str())).map_err(unreadable)?;
+            let found = found.ok_or(Refusal::UnknownNumber)?;
+            let tenant_generation = self.cache.tenant_generation(found.tenant);
+            if let Some(tenant) = self.cache.tenant(found.tenant)
+                && self.cache.number_is(number, number_generation)
+            {
+                let profile = Arc::new(resolve::number(&found.record)?);
+                self.cache.keep_number(number, &profile, number_generation);
+                return Ok(Profile::new(profile, tenant));
+            }
+            // The tenant is not in memory: read both anew as of one commit, after both generations were taken.
+            let view = self.replica.view().map_err(unreadable)?;
+            let Some((of, profile, record)) = Self::pair(&view, number).map_err(unreadable)? else {
+                return Err(Refusal::UnknownNumber);
+            };
+            let profile = Arc::new(profile?);
+            let tenant = Arc::new(self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?);
+            if of == found.tenant {
+                self.cache.keep_tenant(of, &tenant, tenant_generation);
+                self.cache.keep_number(number, &profile, number_generation);
+                return Ok(Profile::new(profile, tenant));
+            }
+        }
+        let view = self.replica.view().map_err(unreadable)?;
+        let (_, profile, record) = Self::pair(&view, number).map_err(unreadable)?.ok_or(Refusal::UnknownNumber)?;
+        let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
+        Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
+    }
+
+    /// A number and its tenant as of one commit.
+    #[allow(clippy::type_complexity)]
+    fn pair(
+        view: &View<'_>,
+        number: &E164,
+    ) -> Result<Option<(Uuid, Result<NumberProfile, Refusal>, Option<TenantRecord>)>, ReplicaError> {
+        let Some(found) = view.number(number.as_str())? else { return Ok(None) };
+        Ok(Some((found.tenant, resolve::number(&found.record), view.tenant(found.tenant)?)))
+    }
+
+    fn resolve_tenant(&self, record: &TenantRecord) -> Result<TenantProfile, Refusal> {
+        resolve::tenant(record, &self.keyring.load(), self.raw_key.as_deref())
+    }
+
+    /// Before the first complete copy: this one number, from Postgres.
+    async fn read_through(&self, number: &E164) -> Result<Found, Refusal> {
+        let Some(source) = self.read_through.load_full() else {
+            // The first copy was completed right now.
+            return if self.health.is_synced() {
+                Ok(Found { staleness: self.health.staleness(), profile: self.local(number)? })
+            } else {
+                Err(Refusal::NeverSynced)
+            };
+        };
+        let asked = Instant::now();
+        let one = source.number(number.as_str()).await.map_err(|err| {
+            tracing::debug!(error = %err, "a question could not be asked of Postgres");
+            if matches!(err, sqlx::Error::PoolTimedOut) { Refusal::Overloaded } else { Refusal::NeverSynced }
+        })?;
+        let one = one.ok_or(Refusal::UnknownNumber)?;
+        let record = admit::number(number.as_str(), &one.number_document, None);
+        let tenant = one.tenant_document.map(|document| admit::tenant(one.tenant, &document, None, &self.limits));
+        let tenant = self.resolve_tenant(&tenant.ok_or(Refusal::NoGoodRow)?)?;
+        let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
+        let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Ok(Found { profile, staleness: Staleness { ms, stale: false, refuse_credentials: false } })
+    }
+
+    /// Applies a batch: replica first, then memory forgets, then the state of the node is told. Blocking.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; then nothing was changed.
+    pub fn apply(&self, incoming: Incoming, terms: &Terms) -> Result<(Applied, Cursor), ReplicaError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (applied, cursor) = self.replica.apply(incoming, terms, |applied, moment| {
+            let touched = if applied.everything {
+                Touched::All
+            } else {
+                Touched::Named {
+                    numbers: applied.numbers.iter().copied().collect(),
+                    tenants: applied.tenants.iter().copied().collect(),
+                }
+            };
+            match moment {
+                Moment::Before | Moment::After => self.cache.step(&touched),
+            }
+        })?;
+        self.health.set_synced();
+        self.metrics.synced.set(1);
+        for (number, faults) in &applied.faults {
+            self.health.quarantine_number(number, faults.clone());
+        }
+        self.judge_tenants(applied.tenants.iter().copied());
+        self.tell_size();
+        Ok((applied, cursor))
+    }
+
+    /// Keeps a cursor that moved although nothing changed. Blocking.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Storage`].
+    pub fn keep_cursor(&self, cursor: &Cursor) -> Result<(), ReplicaError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.replica.keep_cursor(cursor)
+    }
+
+    /// A pull that was sent at this time since boot proved level.
+    pub fn proven_level(&self, sent: Duration) {
+        self.health.proven_level(sent);
+        if let Err(err) = self.replica.stamp_level(sent) {
+            tracing::debug!(error = %err, "the proof of level cannot be written; after a restart this node looks older than it is");
+        }
+    }
+
+    /// The rows on disk, for the feed.
+    #[must_use]
+    pub fn replica(&self) -> &Replica {
+        &self.replica
+    }
+
+    /// Limits on rows, for the feed.
+    #[must_use]
+    pub fn limits(&self) -> &AdmissionLimits {
+        &self.limits
+    }
+
+    /// The state of this node.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Takes the connections away that answered before the first complete copy.
+    pub fn take_read_through(&self) -> Option<Arc<ReadThrough>> {
+        self.read_through.swap(None)
+    }
+
+    /// Reads the keyring again: credentials are opened anew and the replica is wrapped under the new keys. Blocking.
+    ///
+    /// # Errors
+    /// [`ReloadError`]; then the old keyring stays in force.
+    pub fn reload_keys(&self) -> Result<Vec<(String, bool)>, ReloadError> {
+        let keyring = Keyring::load(&self.keys_file)?;
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.replica.rewrap(&keyring)?;
+        let status = keyring.status();
+        self.keyring.store(Arc::new(keyring));
+        self.cache.forget_all();
+        if let Ok(ids) = self.replica.view().and_then(|view| view.tenant_ids()) {
+            self.judge_tenants(ids);
+        }
+        Ok(status)
+    }
+
+    /// Ids of the keys, and which one seals.
+    #[must_use]
+    pub fn keys(&self) -> Vec<(String, bool)> {
+        self.keyring.load().status()
+    }
+
+    /// Looks at every tenant and every faulty number once, so that quarantined rows are told after a start. Blocking.
+    pub fn judge_all(&self) {
+        let told = self.replica.view().and_then(|view| {
+            for number in view.faulty_numbers()? {
+                if let (Ok(e164), Some(found)) = (number.parse::<E164>(), view.number(&number)?) {
+                    self.health.quarantine_number(&e164, found.record.faults);
+                }
+            }
+            view.tenant_ids()
+        });
+        match told {
+            Ok(ids) => self.judge_tenants(ids),
+            Err(err) => tracing::error!(error = %err, "quarantined rows cannot be told"),
+        }
+        self.tell_size();
+    }
+
+    /// What is wrong with the rows of these tenants, credentials that do not open included.
+    fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>) {
+        let Ok(view) = self.replica.view() else { return };
+        for id in ids {
+            let faults = match view.tenant(id) {
+                Ok(Some(record)) => match self.resolve_tenant(&record) {
+                    Ok(profile) => profile.faults,
+                    Err(_) => record.faults,
+                },
+                Ok(None) => Vec::new(),
+                Err(err) => vec![Fault {
+                    table: Table::Tenants,
+                    key: id.to_string(),
+                    reason: Reason::Malformed,
+                    detail: err.to_string(),
+                    last_good: false,
+                }],
+            };
+            self.health.quarantine_tenant(id, faults);
+        }
+        let mut counts: HashMap<(Table, Reason), i64> = HashMap::new();
+        self.health.each_quarantined(|fault| {
+            let count = counts.entry((fault.table, fault.reason)).or_default();
+            *count = count.saturating_add(1);
+        });
+        let withheld = counts.get(&(Table::TenantCredentials, Reason::Ciphertext)).copied().unwrap_or(0);
+        self.metrics.credentials_withheld.set(withheld);
+        self.metrics.set_quarantined(&counts);
+    }
+
+    /// Does what the cache postpones and tells sizes and ages; to be called each second.
+    pub fn tidy(&self) {
+        self.cache.tidy();
+        let (entries, bytes) = self.cache.size();
+        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+        self.metrics.cache_entries.set(gauge(entries));
+        self.metrics.cache_bytes.set(gauge(bytes));
+    }
+
+    fn tell_size(&self) {
+        if let Ok(size) = self.replica.size() {
+            let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+            self.metrics.replica_rows.set(Kind::Tenant, gauge(size.tenants));
+            self.metrics.replica_rows.set(Kind::Number, gauge(size.numbers));
+            self.metrics.replica_bytes.set(gauge(size.bytes));
+        }
+    }
+
+    /// How much is held.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let (cache_entries, cache_bytes) = self.cache.size();
+        Stats { replica: self.replica.size().unwrap_or_default(), cache_entries, cache_bytes }
+    }
+
+    /// How long ago level was proved, in seconds.
+    #[must_use]
+    pub fn staleness_seconds(&self) -> f64 {
+        Duration::from_millis(self.health.staleness().ms).as_secs_f64()
+    }
+
+    /// Now, by the clock that proofs are told in.
+    #[must_use]
+    pub fn now() -> Duration {
+        since_boot()
+    }
+}
+
+/// Why the keyring was not read again.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The file is not a keyring.
+    #[error("{0}")]
+    Keyring(#[from] KeyringError),
+    /// The replica could not be wrapped under it.
+    #[error("{0}")]
+    Replica(#[from] ReplicaError),
+}

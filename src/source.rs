@@ -1,0 +1,825 @@
+//! Postgres: where it is, connect, LISTEN, pull, load. All SQL is in this folder.
+//!
+//! One session per node. It pulls with one statement; what is larger is read in one repeatable-read transaction.
+//! Nothing here decides what a pull means: that is `change`.
+
+pub mod migrate;
+mod sql;
+mod target;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::{TryStreamExt, future, pin_mut, stream};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinHandle;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client, Statement};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use crate::change::{Changed, Cursor, Header, Key, Start};
+use crate::row::DocHash;
+
+pub use target::{Role, Target, TargetError};
+
+/// Rows in one message to the writer; bounds the memory of a load together with [`BYTES_PER_CHUNK`].
+const ROWS_PER_CHUNK: usize = 512;
+/// Bytes in one message to the writer, but for one row that is larger alone.
+const BYTES_PER_CHUNK: usize = 1 << 20;
+/// Names in one query of a load.
+const NAMES_PER_QUERY: usize = 5000;
+
+/// Why Postgres did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// Not reached: name, TCP, TLS.
+    #[error("cannot connect to {place}: {what}")]
+    Connect {
+        /// Hosts without user or password.
+        place: String,
+        /// The chain of causes.
+        what: String,
+    },
+    /// Reached and refused: password, role, database, number of connections.
+    #[error("{place} refused this node: {what}")]
+    Rejected {
+        /// Hosts without user or password.
+        place: String,
+        /// What Postgres said.
+        what: String,
+    },
+    /// The database is no UTF-8 database.
+    #[error("the database's encoding is {0}; sidetone needs UTF8")]
+    Encoding(String),
+    /// The schema `sidetone` is not there.
+    #[error(
+        "the schema sidetone is not in the database; run `sidetone migrate` as the owner of the tables"
+    )]
+    NoSchema,
+    /// No complete answer in time: the connection is taken for dead.
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    /// The connection ended.
+    #[error("connection lost: {0}")]
+    Lost(String),
+    /// Postgres refused a statement.
+    #[error("{doing}: {what}")]
+    Statement {
+        /// What was tried.
+        doing: &'static str,
+        /// What Postgres said.
+        what: String,
+    },
+    /// An answer was not of the form asked for.
+    #[error("{doing}: unexpected answer: {what}")]
+    Shape {
+        /// What was tried.
+        doing: &'static str,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The one who wanted the rows is gone.
+    #[error("nobody takes the rows any more")]
+    NobodyReads,
+}
+
+impl SourceError {
+    fn of(doing: &'static str, err: &tokio_postgres::Error) -> Self {
+        match err.as_db_error() {
+            None => Self::Lost(chain(err)),
+            Some(db)
+                if *db.code() == SqlState::ADMIN_SHUTDOWN
+                    || *db.code() == SqlState::CRASH_SHUTDOWN =>
+            {
+                Self::Lost(db.message().to_owned())
+            }
+            Some(db) => Self::Statement {
+                doing,
+                what: format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+            },
+        }
+    }
+
+    fn shape(doing: &'static str, what: impl std::fmt::Display) -> Self {
+        Self::Shape {
+            doing,
+            what: what.to_string(),
+        }
+    }
+}
+
+/// An error with its causes on one line.
+fn chain(err: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = err.to_string();
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        let more = err.to_string();
+        if !text.contains(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = err.source();
+    }
+    text
+}
+
+/// A row as it comes: its key and its document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Row {
+    /// A number.
+    Number {
+        /// Its tenant.
+        tenant: Uuid,
+        /// The column `e164`.
+        e164: String,
+        /// The document.
+        document: String,
+    },
+    /// A tenant with everything but its numbers.
+    Tenant {
+        /// Its id.
+        id: Uuid,
+        /// The document.
+        document: String,
+    },
+}
+
+impl Row {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Number { document, .. } | Self::Tenant { document, .. } => document.len(),
+        }
+    }
+}
+
+/// What one pull brought.
+#[derive(Debug)]
+pub struct Pulled {
+    /// Snapshot, identity and the rest.
+    pub header: Header,
+    /// Every key that changed since the cursor, or the first fifty thousand rows of the log.
+    pub changed: Vec<Changed>,
+    /// Whether `changed` is all and `rows` holds the rows of its numbers and tenants.
+    pub complete: bool,
+    /// The rows of those keys that still exist.
+    pub rows: Vec<Row>,
+}
+
+/// Doorbells: a cell, never a queue.
+#[derive(Debug, Default)]
+pub struct Doorbell {
+    ring: Notify,
+    newest: AtomicU64,
+    count: AtomicU64,
+}
+
+impl Doorbell {
+    /// Waits for a ring since the last time this returned.
+    pub async fn rung(&self) {
+        self.ring.notified().await;
+    }
+
+    /// The highest transaction id that rang, 0 for none. A payload is never trusted further than "pull again".
+    #[must_use]
+    pub fn newest(&self) -> u64 {
+        self.newest.load(Ordering::Acquire)
+    }
+
+    /// Takes the number of rings since the last call.
+    #[must_use]
+    pub fn take_count(&self) -> u64 {
+        self.count.swap(0, Ordering::AcqRel)
+    }
+
+    /// Forgets the highest transaction id: it never became visible.
+    pub fn forget(&self, xid: u64) {
+        let _ = self
+            .newest
+            .compare_exchange(xid, 0, Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn push(&self, payload: &str) {
+        if let Ok(xid) = payload.parse::<u64>() {
+            self.newest.fetch_max(xid, Ordering::AcqRel);
+        }
+        self.count.fetch_add(1, Ordering::AcqRel);
+        self.ring.notify_one();
+    }
+}
+
+/// One connection to Postgres.
+pub struct Session {
+    client: Client,
+    driver: JoinHandle<()>,
+    ended: CancellationToken,
+    doorbell: Arc<Doorbell>,
+    pull: Option<Statement>,
+    held: Option<Vec<String>>,
+    statement_timeout: Duration,
+    /// Postgres's version.
+    pub server_version: String,
+    /// Connected to a standby: no LISTEN there.
+    pub recovery: bool,
+    backend_pid: i32,
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Session {
+    /// Connects and makes sure that the session can be used. Every step together takes at most `connect_timeout`.
+    ///
+    /// # Errors
+    /// [`SourceError`]: not reached, refused, wrong encoding, no schema, too slow.
+    pub async fn open(
+        target: &Target,
+        role: Role,
+        held: Option<Vec<String>>,
+    ) -> Result<Self, SourceError> {
+        let limit = target.connect_timeout;
+        tokio::time::timeout(limit, Self::connect(target, role, held))
+            .await
+            .unwrap_or(Err(SourceError::Timeout(limit)))
+    }
+
+    async fn connect(
+        target: &Target,
+        role: Role,
+        held: Option<Vec<String>>,
+    ) -> Result<Self, SourceError> {
+        let config = target.tokio(role);
+        let place = target.place.clone();
+        let (client, mut connection) =
+            config
+                .connect(target.tls.clone())
+                .await
+                .map_err(|err| match err.as_db_error() {
+                    Some(db) => SourceError::Rejected {
+                        place,
+                        what: format!("{} (SQLSTATE {})", db.message(), db.code().code()),
+                    },
+                    None => SourceError::Connect {
+                        place,
+                        what: target::explain(&chain(&err)),
+                    },
+                })?;
+        let doorbell = Arc::new(Doorbell::default());
+        let ended = CancellationToken::new();
+        let driver = {
+            let doorbell = Arc::clone(&doorbell);
+            let guard: DropGuard = ended.clone().drop_guard();
+            tokio::spawn(async move {
+                let _guard = guard;
+                let messages = stream::poll_fn(move |cx| connection.poll_message(cx));
+                pin_mut!(messages);
+                loop {
+                    match messages.try_next().await {
+                        Ok(Some(AsyncMessage::Notification(note)))
+                            if note.channel() == "sidetone" =>
+                        {
+                            doorbell.push(note.payload());
+                        }
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                        Err(err) => {
+                            tracing::debug!(error = %chain(&err), "connection to Postgres ended");
+                            break;
+                        }
+                    }
+                }
+            })
+        };
+        let mut session = Self {
+            client,
+            driver,
+            ended,
+            doorbell,
+            pull: None,
+            held,
+            statement_timeout: target.statement_timeout,
+            server_version: String::new(),
+            recovery: false,
+            backend_pid: 0,
+        };
+        session.check().await?;
+        Ok(session)
+    }
+
+    async fn check(&mut self) -> Result<(), SourceError> {
+        const DOING: &str = "checking the session";
+        let row = self
+            .client
+            .query_typed_one(sql::SESSION, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
+        let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+        self.server_version = row.try_get(0).map_err(read)?;
+        let encoding: String = row.try_get(1).map_err(read)?;
+        self.recovery = row.try_get(2).map_err(read)?;
+        self.backend_pid = row.try_get(4).map_err(read)?;
+        if encoding != "UTF8" {
+            return Err(SourceError::Encoding(encoding));
+        }
+        if !row.try_get::<_, bool>(3).map_err(read)? {
+            return Err(SourceError::NoSchema);
+        }
+        let pull = self
+            .client
+            .prepare(sql::PULL)
+            .await
+            .map_err(|err| SourceError::of("preparing the pull", &err))?;
+        self.pull = Some(pull);
+        Ok(())
+    }
+
+    /// Asks for doorbells.
+    ///
+    /// # Errors
+    /// [`SourceError::Statement`] where the server refuses (a standby, a damaged queue): poll instead.
+    pub async fn listen(&self) -> Result<(), SourceError> {
+        self.client
+            .batch_execute("listen sidetone")
+            .await
+            .map_err(|err| SourceError::of("LISTEN", &err))
+    }
+
+    /// Whether doorbells still reach this very session.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn still_listens(&self) -> Result<bool, SourceError> {
+        const DOING: &str = "checking LISTEN";
+        let row = self
+            .client
+            .query_typed_one(sql::LISTENING, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
+        let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+        Ok(row.try_get::<_, i32>(0).map_err(read)? == self.backend_pid
+            && row.try_get::<_, bool>(1).map_err(read)?)
+    }
+
+    /// Where doorbells arrive.
+    #[must_use]
+    pub fn doorbell(&self) -> Arc<Doorbell> {
+        Arc::clone(&self.doorbell)
+    }
+
+    /// Ends when the connection does.
+    pub async fn ended(&self) {
+        self.ended.cancelled().await;
+    }
+
+    /// What committed since the cursor, with its rows, as of one snapshot, in one round trip.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement. The caller sets the limit of time.
+    pub async fn pull(&self, start: &Start, keys: usize) -> Result<Pulled, SourceError> {
+        const DOING: &str = "pull";
+        let Some(statement) = &self.pull else {
+            return Err(SourceError::shape(DOING, "not prepared"));
+        };
+        let (xid, also) = start_params(start);
+        let keys = i64::try_from(keys).unwrap_or(i64::MAX);
+        let rows = self
+            .client
+            .query_raw(statement, slice(&[&xid, &also, &self.held, &keys]))
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
+        pin_mut!(rows);
+        let mut header = None;
+        let mut pulled = (Vec::new(), Vec::new());
+        while let Some(row) = rows
+            .try_next()
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?
+        {
+            let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+            let (part, key, document): (i32, String, String) = (
+                row.try_get(0).map_err(read)?,
+                row.try_get(1).map_err(read)?,
+                row.try_get(2).map_err(read)?,
+            );
+            match part {
+                0 => header = Some((key == "whole", parse::<Header>(DOING, &document)?)),
+                1 => {
+                    let (id, age_us): (String, u64) = parse(DOING, &document)?;
+                    pulled.0.push(Changed {
+                        key: Key::read(&key, &id),
+                        age: Duration::from_micros(age_us),
+                    });
+                }
+                2 => {
+                    let (tenant, e164) = key
+                        .split_once(' ')
+                        .ok_or_else(|| SourceError::shape(DOING, "number without tenant"))?;
+                    pulled.1.push(Row::Number {
+                        tenant: uuid(DOING, tenant)?,
+                        e164: e164.to_owned(),
+                        document,
+                    });
+                }
+                _ => pulled.1.push(Row::Tenant {
+                    id: uuid(DOING, &key)?,
+                    document,
+                }),
+            }
+        }
+        let (complete, header) = header.ok_or_else(|| SourceError::shape(DOING, "no header"))?;
+        Ok(Pulled {
+            header,
+            changed: pulled.0,
+            complete,
+            rows: pulled.1,
+        })
+    }
+
+    /// Begins a longer look: everything read until [`Session::end`] is of one snapshot, the one in the header.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn begin(&self) -> Result<Header, SourceError> {
+        const DOING: &str = "beginning a snapshot";
+        self.run("begin isolation level repeatable read, read only")
+            .await?;
+        let row = self
+            .limit(self.client.query_typed_one(sql::HEADER, &[]), DOING)
+            .await?;
+        parse(
+            DOING,
+            &row.try_get::<_, String>(0)
+                .map_err(|err| SourceError::shape(DOING, chain(&err)))?,
+        )
+    }
+
+    /// Ends it.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn end(&self) -> Result<(), SourceError> {
+        self.run("commit").await
+    }
+
+    /// The keys that changed since the cursor, in the snapshot begun.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn keys(&self, start: &Start) -> Result<Vec<Changed>, SourceError> {
+        const DOING: &str = "reading the change log";
+        let (xid, also) = start_params(start);
+        let statement = self.limit(self.client.prepare(sql::KEYS), DOING).await?;
+        let rows = self
+            .limit(self.client.query(&statement, &[&xid, &also]), DOING)
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+                let (kind, id, age): (String, String, i64) = (
+                    row.try_get(0).map_err(read)?,
+                    row.try_get(1).map_err(read)?,
+                    row.try_get(2).map_err(read)?,
+                );
+                Ok(Changed {
+                    key: Key::read(&kind, &id),
+                    age: Duration::from_micros(age.unsigned_abs()),
+                })
+            })
+            .collect()
+    }
+
+    /// Hash of every held tenant, and count and hash of its numbers, in the snapshot begun.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn digests(
+        &self,
+        mut each: impl FnMut(Uuid, TenantDigest),
+    ) -> Result<(), SourceError> {
+        const DOING: &str = "reading hashes";
+        for (query, numbers) in [(sql::TENANT_DIGESTS, false), (sql::NUMBER_DIGESTS, true)] {
+            let statement = self.limit(self.client.prepare(query), DOING).await?;
+            let rows = self
+                .limit(
+                    self.client.query_raw(&statement, slice(&[&self.held])),
+                    DOING,
+                )
+                .await?;
+            pin_mut!(rows);
+            while let Some(row) = self.limit(rows.try_next(), DOING).await? {
+                let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+                let hash = |text: String| {
+                    DocHash::from_hex(&text).ok_or_else(|| SourceError::shape(DOING, "no SHA-256"))
+                };
+                let id: Uuid = row.try_get(0).map_err(read)?;
+                let digest = if numbers {
+                    let count: i64 = row.try_get(1).map_err(read)?;
+                    TenantDigest::Numbers {
+                        count: count.unsigned_abs(),
+                        hash: hash(row.try_get(2).map_err(read)?)?,
+                    }
+                } else {
+                    TenantDigest::Rows(hash(row.try_get(1).map_err(read)?)?)
+                };
+                each(id, digest);
+            }
+        }
+        Ok(())
+    }
+
+    /// Streams rows of the snapshot begun to whoever writes them, tenants first.
+    ///
+    /// # Errors
+    /// [`SourceError::NobodyReads`] when the writer gave up, else as for every statement.
+    pub async fn load(&self, what: &Load, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
+        const DOING: &str = "loading rows";
+        let mut chunk = Chunk::default();
+        let whole = || vec![None];
+        let named = |ids: &[Uuid]| {
+            ids.chunks(NAMES_PER_QUERY)
+                .map(|part| Some(part.to_vec()))
+                .collect::<Vec<_>>()
+        };
+        let (tenants, numbers_of) = match what {
+            Load::Everything => (whole(), whole()),
+            Load::Some {
+                tenants,
+                numbers_of,
+                ..
+            } => (named(tenants), named(numbers_of)),
+        };
+        for (query, lists, is_number) in [
+            (sql::TENANTS, tenants, false),
+            (sql::NUMBERS_OF, numbers_of, true),
+        ] {
+            if lists.is_empty() {
+                continue;
+            }
+            let statement = self.limit(self.client.prepare(query), DOING).await?;
+            for list in lists {
+                let rows = self
+                    .limit(
+                        self.client
+                            .query_raw(&statement, slice(&[&list, &self.held])),
+                        DOING,
+                    )
+                    .await?;
+                self.stream(rows, is_number, &mut chunk, to).await?;
+            }
+        }
+        if let Load::Some { numbers, .. } = what {
+            for list in numbers.chunks(NAMES_PER_QUERY) {
+                let statement = self.limit(self.client.prepare(sql::NUMBERS), DOING).await?;
+                let rows = self
+                    .limit(
+                        self.client
+                            .query_raw(&statement, slice(&[&list, &self.held])),
+                        DOING,
+                    )
+                    .await?;
+                self.stream(rows, true, &mut chunk, to).await?;
+            }
+        }
+        chunk.send(to).await
+    }
+
+    async fn stream(
+        &self,
+        rows: tokio_postgres::RowStream,
+        is_number: bool,
+        chunk: &mut Chunk,
+        to: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<(), SourceError> {
+        const DOING: &str = "loading rows";
+        pin_mut!(rows);
+        while let Some(row) = self.limit(rows.try_next(), DOING).await? {
+            let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+            let id: Uuid = row.try_get(0).map_err(read)?;
+            let row = if is_number {
+                Row::Number {
+                    tenant: id,
+                    e164: row.try_get(1).map_err(read)?,
+                    document: row.try_get(2).map_err(read)?,
+                }
+            } else {
+                Row::Tenant {
+                    id,
+                    document: row.try_get(1).map_err(read)?,
+                }
+            };
+            if chunk.push(row) {
+                chunk.send(to).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The id of a tenant by slug or id, as Postgres has it now.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn tenant_id(&self, slug_or_id: &str) -> Result<Option<Uuid>, SourceError> {
+        const DOING: &str = "looking for a tenant";
+        let rows = self
+            .limit(
+                self.client.query_typed(
+                    sql::TENANT_ID,
+                    &[(&slug_or_id, tokio_postgres::types::Type::TEXT)],
+                ),
+                DOING,
+            )
+            .await?;
+        rows.first()
+            .map(|row| {
+                row.try_get(0)
+                    .map_err(|err| SourceError::shape(DOING, chain(&err)))
+            })
+            .transpose()
+    }
+
+    /// Deletes old rows of the change log; how many.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn prune(&self) -> Result<i64, SourceError> {
+        const DOING: &str = "pruning the change log";
+        let row = self
+            .limit(self.client.query_typed_one(sql::PRUNE, &[]), DOING)
+            .await?;
+        row.try_get(0)
+            .map_err(|err| SourceError::shape(DOING, chain(&err)))
+    }
+
+    async fn run(&self, statement: &'static str) -> Result<(), SourceError> {
+        self.limit(self.client.batch_execute(statement), statement)
+            .await
+    }
+
+    /// Every wait for the server ends: the server's own limit first, ours soon after.
+    async fn limit<T>(
+        &self,
+        work: impl Future<Output = Result<T, tokio_postgres::Error>>,
+        doing: &'static str,
+    ) -> Result<T, SourceError> {
+        let limit = self
+            .statement_timeout
+            .saturating_add(Duration::from_secs(2));
+        match future::select(
+            std::pin::pin!(work),
+            std::pin::pin!(tokio::time::sleep(limit)),
+        )
+        .await
+        {
+            future::Either::Left((done, _)) => done.map_err(|err| SourceError::of(doing, &err)),
+            future::Either::Right(_) => Err(SourceError::Timeout(limit)),
+        }
+    }
+}
+
+/// What a comparison reads of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TenantDigest {
+    /// Hash of the tenant's document.
+    Rows(DocHash),
+    /// Its numbers.
+    Numbers {
+        /// How many.
+        count: u64,
+        /// Hash of their hashes in byte order of the numbers.
+        hash: DocHash,
+    },
+}
+
+/// What is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Load {
+    /// All tenants and numbers held.
+    Everything,
+    /// What is named.
+    Some {
+        /// Tenants, without their numbers.
+        tenants: Vec<Uuid>,
+        /// All numbers of these tenants.
+        numbers_of: Vec<Uuid>,
+        /// Single numbers.
+        numbers: Vec<String>,
+    },
+}
+
+/// Rows on their way to the writer.
+#[derive(Default)]
+struct Chunk {
+    rows: Vec<Row>,
+    bytes: usize,
+}
+
+impl Chunk {
+    /// Whether it is time to send.
+    fn push(&mut self, row: Row) -> bool {
+        self.bytes = self.bytes.saturating_add(row.bytes());
+        self.rows.push(row);
+        self.rows.len() >= ROWS_PER_CHUNK || self.bytes >= BYTES_PER_CHUNK
+    }
+
+    async fn send(&mut self, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
+        self.bytes = 0;
+        let rows = std::mem::take(&mut self.rows);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        to.send(rows).await.map_err(|_| SourceError::NobodyReads)
+    }
+}
+
+fn start_params(start: &Start) -> (String, Vec<String>) {
+    (
+        start.xid.to_string(),
+        start.also.iter().map(ToString::to_string).collect(),
+    )
+}
+
+fn slice<'a>(
+    params: &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)],
+) -> impl ExactSizeIterator<Item = &'a dyn tokio_postgres::types::ToSql> + 'a {
+    params.iter().map(|param| *param as _)
+}
+
+fn parse<T: serde::de::DeserializeOwned>(
+    doing: &'static str,
+    text: &str,
+) -> Result<T, SourceError> {
+    serde_json::from_str(text).map_err(|err| SourceError::shape(doing, err))
+}
+
+fn uuid(doing: &'static str, text: &str) -> Result<Uuid, SourceError> {
+    Uuid::parse_str(text).map_err(|err| SourceError::shape(doing, err))
+}
+
+/// One number with its tenant, as Postgres has them now.
+#[derive(Debug)]
+pub struct OneNumber {
+    /// Its tenant.
+    pub tenant: Uuid,
+    /// The number's document.
+    pub number_document: String,
+    /// The tenant's document; `None` where the row is not there.
+    pub tenant_document: Option<String>,
+}
+
+/// Asks Postgres for single numbers while the replica is still empty. A few connections of its own, closed after.
+#[derive(Debug, Clone)]
+pub struct ReadThrough {
+    pool: sqlx::PgPool,
+    held: Option<Vec<String>>,
+}
+
+impl ReadThrough {
+    /// Connects at the first question.
+    #[must_use]
+    pub fn new(target: &Target, held: Option<Vec<String>>) -> Self {
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(4)
+            .acquire_timeout(Duration::from_secs(2))
+            .idle_timeout(Duration::from_secs(30))
+            .connect_lazy_with(
+                target
+                    .sqlx(Role::Any)
+                    .options([("statement_timeout", "2000")]),
+            );
+        Self { pool, held }
+    }
+
+    /// One number; `None` when Postgres has no such number.
+    ///
+    /// # Errors
+    /// [`sqlx::Error`] when Postgres does not answer within two seconds or refuses.
+    pub async fn number(&self, e164: &str) -> Result<Option<OneNumber>, sqlx::Error> {
+        let found: Option<(Uuid, String, Option<String>)> = sqlx::query_as(sql::ONE_NUMBER)
+            .bind(e164)
+            .bind(&self.held)
+            .fetch_optional(&self.pool)
+            .await?;
+        Ok(
+            found.map(|(tenant, number_document, tenant_document)| OneNumber {
+                tenant,
+                number_document,
+                tenant_document,
+            }),
+        )
+    }
+
+    /// Gives the connections back.
+    pub async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+/// Where a pull of this cursor starts, for the session's callers.
+#[must_use]
+pub fn start_of(cursor: Option<&Cursor>) -> Start {
+    crate::change::read_from(cursor)
+}

@@ -1,0 +1,445 @@
+//! Where Postgres is and how it is reached: one place from which both clients are configured.
+//!
+//! Always true: TLS is verify-full unless the URL itself says `sslmode=disable` or names a Unix socket. Nothing falls
+//! back to plaintext. No environment variable and no password file of libpq is read.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::config::PostgresConfig;
+
+/// Which server of several is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The one that takes writes: only there LISTEN works.
+    Writable,
+    /// Whichever answers.
+    Any,
+}
+
+/// Why the settings do not say where Postgres is.
+#[derive(Debug, thiserror::Error)]
+pub enum TargetError {
+    /// Neither a URL nor a file.
+    #[error("postgres.url is not set; set it or postgres.url_file")]
+    Missing,
+    /// The file cannot be read.
+    #[error(
+        "postgres.url_file {path}: cannot be read; it must hold one URL and be readable by the daemon's user"
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not a URL for Postgres. What stands in it is not told: it may hold a password.
+    #[error(
+        "the Postgres URL cannot be read: {0}; it must look like postgres://user@host:5432/database?sslmode=verify-full"
+    )]
+    Url(String),
+    /// The file of authorities cannot be used.
+    #[error("postgres.tls_ca {path}: {what}")]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        what: String,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+}
+
+/// How to reach Postgres. Its `Debug` shows hosts and database only.
+#[derive(Clone)]
+pub struct Target {
+    config: tokio_postgres::Config,
+    /// How TLS is made, where it is wanted.
+    pub tls: MakeRustlsConnect,
+    authorities: Vec<u8>,
+    /// Hosts, ports and database, for messages: never user or password.
+    pub place: String,
+    /// Whether the connection is encrypted.
+    pub encrypted: bool,
+    /// Whether every host is a Unix socket or a loopback address.
+    pub local: bool,
+    /// Longest time for everything until a session is usable.
+    pub connect_timeout: Duration,
+    /// Longest time of one statement.
+    pub statement_timeout: Duration,
+}
+
+impl std::fmt::Debug for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Target")
+            .field("place", &self.place)
+            .field("encrypted", &self.encrypted)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Target {
+    /// Reads `postgres.url` or `postgres.url_file`.
+    ///
+    /// # Errors
+    /// [`TargetError`], which never repeats the URL.
+    pub fn new(settings: &PostgresConfig, node: &str) -> Result<Self, TargetError> {
+        let url = if settings.url_file.as_os_str().is_empty() {
+            SecretString::from(settings.url.clone())
+        } else {
+            let path = settings.url_file.clone();
+            std::fs::read_to_string(&path)
+                .map(SecretString::from)
+                .map_err(|source| TargetError::File { path, source })?
+        };
+        Self::from_url(&url, settings, node)
+    }
+
+    /// From a URL given otherwise, e.g. on the command line.
+    ///
+    /// # Errors
+    /// [`TargetError`], which never repeats the URL.
+    pub fn from_url(
+        url: &SecretString,
+        settings: &PostgresConfig,
+        node: &str,
+    ) -> Result<Self, TargetError> {
+        let url = url.expose_secret().trim();
+        if url.is_empty() {
+            return Err(TargetError::Missing);
+        }
+        let (url, asked) = without_ssl_mode(url)?;
+        let mut config = tokio_postgres::Config::from_str(&url)
+            .map_err(|err| TargetError::Url(super::chain(&err)))?;
+        if config.get_hosts().is_empty() {
+            return Err(TargetError::Url("no host".to_owned()));
+        }
+        let sockets = config
+            .get_hosts()
+            .iter()
+            .all(|host| matches!(host, Host::Unix(_)));
+        let encrypted = match asked {
+            Asked::Disable => false,
+            Asked::VerifyFull => true,
+            Asked::Nothing => !sockets,
+        };
+        config.ssl_mode(if encrypted {
+            SslMode::Require
+        } else {
+            SslMode::Disable
+        });
+        config
+            .connect_timeout(settings.connect_timeout)
+            .keepalives(true)
+            .keepalives_idle(Duration::from_secs(10))
+            .keepalives_interval(Duration::from_secs(5))
+            .keepalives_retries(3)
+            .tcp_user_timeout(Duration::from_secs(15))
+            .application_name(format!("sidetone/{node}"));
+        // Documents are text and hashed as text: whatever shapes text is pinned.
+        let given = config.get_options().unwrap_or_default().to_owned();
+        config.options(format!(
+            "{given} -c jit=off -c TimeZone=UTC -c DateStyle=ISO -c extra_float_digits=1 -c search_path=pg_catalog \
+             -c idle_in_transaction_session_timeout={idle} -c statement_timeout={limit}",
+            idle = settings.statement_timeout.as_millis().saturating_mul(2),
+            limit = settings.statement_timeout.as_millis(),
+        ));
+        let place = place(&config);
+        let local = config.get_hosts().iter().all(|host| match host {
+            Host::Unix(_) => true,
+            Host::Tcp(name) => {
+                name == "localhost"
+                    || name
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|ip| ip.is_loopback())
+            }
+        });
+        let (roots, authorities) = authorities(&settings.tls_ca, encrypted)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|err| TargetError::Tls(err.to_string()))?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self {
+            config,
+            tls: MakeRustlsConnect::new(tls),
+            authorities,
+            place,
+            encrypted,
+            local,
+            connect_timeout: settings.connect_timeout,
+            statement_timeout: settings.statement_timeout,
+        })
+    }
+
+    /// For tokio-postgres, which tries several hosts.
+    #[must_use]
+    pub fn tokio(&self, role: Role) -> tokio_postgres::Config {
+        let mut config = self.config.clone();
+        config.target_session_attrs(match role {
+            Role::Writable => TargetSessionAttrs::ReadWrite,
+            Role::Any => TargetSessionAttrs::Any,
+        });
+        config
+    }
+
+    /// For sqlx, which knows one host: the first.
+    #[must_use]
+    pub fn sqlx(&self, _role: Role) -> PgConnectOptions {
+        let mut options = PgConnectOptions::new_without_pgpass()
+            .application_name(self.config.get_application_name().unwrap_or("sidetone"))
+            .ssl_mode(if self.encrypted {
+                PgSslMode::VerifyFull
+            } else {
+                PgSslMode::Disable
+            });
+        if self.encrypted {
+            options = options.ssl_root_cert_from_pem(self.authorities.clone());
+        }
+        options = match self.config.get_hosts().first() {
+            Some(Host::Unix(path)) => options.socket(path),
+            Some(Host::Tcp(name)) => options.host(name),
+            None => options,
+        };
+        options = options.port(self.config.get_ports().first().copied().unwrap_or(5432));
+        if let Some(user) = self.config.get_user() {
+            options = options.username(user);
+        }
+        if let Some(password) = self.config.get_password() {
+            options = options.password(&String::from_utf8_lossy(password));
+        }
+        if let Some(name) = self.config.get_dbname().or(self.config.get_user()) {
+            options = options.database(name);
+        }
+        options.options([
+            ("TimeZone", "UTC"),
+            ("DateStyle", "ISO"),
+            ("extra_float_digits", "1"),
+            ("search_path", "pg_catalog"),
+        ])
+    }
+
+    /// The user that connects.
+    #[must_use]
+    pub fn user(&self) -> Option<&str> {
+        self.config.get_user()
+    }
+}
+
+/// What the URL says about TLS.
+#[derive(Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    Disable,
+    VerifyFull,
+}
+
+/// The URL without its `sslmode`, which tokio-postgres would read in its own, weaker way.
+fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(TargetError::Url(
+            "it does not begin with postgres://".to_owned(),
+        ));
+    }
+    let Some((base, query)) = url.split_once('?') else {
+        return Ok((url.to_owned(), Asked::Nothing));
+    };
+    let mut asked = Asked::Nothing;
+    let mut rest = Vec::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        match pair.split_once('=') {
+            Some(("sslmode", "disable")) => asked = Asked::Disable,
+            Some(("sslmode", "verify-full")) => asked = Asked::VerifyFull,
+            Some(("sslmode", other)) => {
+                return Err(TargetError::Url(format!(
+                    "sslmode={} is not supported: say disable or verify-full",
+                    other.chars().take(20).collect::<String>()
+                )));
+            }
+            _ => rest.push(pair),
+        }
+    }
+    Ok((
+        if rest.is_empty() {
+            base.to_owned()
+        } else {
+            format!("{base}?{}", rest.join("&"))
+        },
+        asked,
+    ))
+}
+
+fn place(config: &tokio_postgres::Config) -> String {
+    let ports = config.get_ports();
+    let hosts: Vec<String> = config
+        .get_hosts()
+        .iter()
+        .enumerate()
+        .map(|(index, host)| {
+            let port = ports.get(index).or(ports.first()).copied().unwrap_or(5432);
+            match host {
+                Host::Tcp(name) => format!("{name}:{port}"),
+                Host::Unix(path) => format!("{} (port {port})", path.display()),
+            }
+        })
+        .collect();
+    format!(
+        "{} database {}",
+        hosts.join(", "),
+        config.get_dbname().or(config.get_user()).unwrap_or("?")
+    )
+}
+
+/// Who may vouch for the server, for rustls and again as PEM for sqlx.
+fn authorities(
+    file: &Path,
+    encrypted: bool,
+) -> Result<(rustls::RootCertStore, Vec<u8>), TargetError> {
+    let mut store = rustls::RootCertStore::empty();
+    if !encrypted {
+        return Ok((store, Vec::new()));
+    }
+    let certificates: Vec<CertificateDer<'static>> = if file.as_os_str().is_empty() {
+        rustls_native_certs::load_native_certs().certs
+    } else {
+        let wrong = |what: String| TargetError::Authorities {
+            path: file.to_path_buf(),
+            what,
+        };
+        let text = std::fs::read(file).map_err(|err| wrong(format!("cannot be read: {err}")))?;
+        CertificateDer::pem_slice_iter(&text)
+            .collect::<Result<_, _>>()
+            .map_err(|err| wrong(format!("is not PEM: {err}")))?
+    };
+    let mut pem = String::new();
+    for certificate in certificates {
+        use base64::Engine as _;
+        let encoded = base64::engine::general_purpose::STANDARD.encode(&certificate);
+        if store.add(certificate).is_ok() {
+            pem.push_str("-----BEGIN CERTIFICATE-----\n");
+            encoded.as_bytes().chunks(64).for_each(|line| {
+                pem.push_str(&String::from_utf8_lossy(line));
+                pem.push('\n');
+            });
+            pem.push_str("-----END CERTIFICATE-----\n");
+        }
+    }
+    if store.is_empty() {
+        return Err(if file.as_os_str().is_empty() {
+            TargetError::Tls("the operating system has no certificate authorities; install ca-certificates or set postgres.tls_ca".to_owned())
+        } else {
+            TargetError::Authorities {
+                path: file.to_path_buf(),
+                what: "holds no certificate".to_owned(),
+            }
+        });
+    }
+    Ok((store, pem.into_bytes()))
+}
+
+/// What a failure to connect means and what to do about it.
+pub(super) fn explain(text: &str) -> String {
+    let hint = if text.contains("Expired") {
+        "the server's certificate has expired; renew it"
+    } else if text.contains("NotValidForName") {
+        "the server's certificate is for another name; connect by the name it holds"
+    } else if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
+        "no known authority vouches for the server's certificate; set postgres.tls_ca to the one that does"
+    } else if text.contains("server does not support TLS") {
+        "the server offers no TLS, or somebody in between takes it away; turn it on there, or write sslmode=disable"
+    } else if text.contains("does not allow writes") || text.contains("read-only") {
+        "only a standby is left"
+    } else {
+        return text.to_owned();
+    };
+    format!("{text}; {hint}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(url: &str) -> Result<Target, TargetError> {
+        Target::from_url(
+            &SecretString::from(url.to_owned()),
+            &PostgresConfig::default(),
+            "n1",
+        )
+    }
+
+    #[test]
+    fn tls_is_verified_unless_the_url_says_otherwise() {
+        assert!(target("postgres://u@db.example/x").unwrap().encrypted);
+        assert!(
+            target("postgres://u@db.example/x?sslmode=verify-full")
+                .unwrap()
+                .encrypted
+        );
+        assert!(
+            !target("postgres://u@db.example/x?sslmode=disable")
+                .unwrap()
+                .encrypted
+        );
+        assert!(
+            !target("postgres://u@%2Frun%2Fpostgresql/x")
+                .unwrap()
+                .encrypted
+        );
+    }
+
+    #[test]
+    fn weaker_modes_of_libpq_are_refused_by_name() {
+        for mode in ["prefer", "allow", "require", "verify-ca"] {
+            let err = target(&format!("postgres://u@db/x?sslmode={mode}"))
+                .unwrap_err()
+                .to_string();
+            assert!(err.contains(mode) && err.contains("verify-full"), "{err}");
+        }
+    }
+
+    #[test]
+    fn an_error_never_repeats_the_url() {
+        for url in [
+            "mysql://u:hunter2@db/x",
+            "postgres://u:hunter2@db:notaport/x",
+            "postgres://u:hunter2@db/x?nonsense=hunter2",
+        ] {
+            let err = target(url).unwrap_err();
+            assert!(!format!("{err} {err:?}").contains("hunter2"), "{err}");
+        }
+        assert!(!format!("{:?}", target("postgres://u:hunter2@db/x").unwrap()).contains("hunter2"));
+    }
+
+    #[test]
+    fn several_hosts_are_kept_and_named() {
+        let target = target("postgres://u@a:1,b:2/x").unwrap();
+        assert_eq!(target.place, "a:1, b:2 database x");
+        assert_eq!(target.tokio(Role::Any).get_hosts().len(), 2);
+    }
+
+    #[test]
+    fn a_loopback_address_and_a_socket_are_local() {
+        assert!(
+            target("postgres://u@127.0.0.1/x?sslmode=disable")
+                .unwrap()
+                .local
+        );
+        assert!(target("postgres://u@%2Frun/x").unwrap().local);
+        assert!(
+            !target("postgres://u@10.0.0.1/x?sslmode=disable")
+                .unwrap()
+                .local
+        );
+    }
+}
