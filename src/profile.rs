@@ -2,6 +2,7 @@
 //!
 //! A profile never changes after it is made; a change to its rows makes a new one.
 
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -13,20 +14,69 @@ use crate::hours::BusinessHours;
 use crate::row::{Fault, Number, Scope, Tenant};
 use crate::seal::Secret;
 
-/// Everything about a number that does not depend on the call.
-#[derive(Debug)]
+/// Everything about a number that does not depend on the call: the number's own part, and what all numbers of the
+/// tenant share. Both are of one commit.
+#[derive(Debug, Clone)]
 pub struct Profile {
+    /// The number's own part.
+    pub number: Arc<NumberProfile>,
+    /// What all numbers of the tenant share.
+    pub tenant: Arc<TenantProfile>,
+}
+
+impl Profile {
+    /// Joins the two parts.
+    #[must_use]
+    pub fn new(number: Arc<NumberProfile>, tenant: Arc<TenantProfile>) -> Self {
+        Self { number, tenant }
+    }
+
+    /// Equal on every node that holds the same rows, different whenever they differ. Sixteen hexadecimal digits.
+    #[must_use]
+    pub fn revision(&self) -> RowRevision {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(b"sidetone answer 1\0");
+        hasher.update(&self.number.hash);
+        hasher.update(&self.tenant.hash);
+        RowRevision::start_of(hasher.finalize().as_bytes())
+    }
+}
+
+/// A number's own part of a profile.
+#[derive(Debug)]
+pub struct NumberProfile {
     /// The number's row in force.
-    pub number: Number,
-    /// `number.timezone`, looked up.
+    pub row: Number,
+    /// `row.timezone`, looked up.
     pub zone: TimeZone,
     /// What is wrong with the newest row of the number; the row above is then the last good one.
     pub faults: Vec<Fault>,
-    /// What all numbers of the tenant share.
-    pub tenant: Arc<TenantProfile>,
-    /// Sixteen hexadecimal digits: equal on every node that holds the same rows, different whenever they differ.
-    pub revision: String,
+    /// Hash of the row in force.
+    pub hash: [u8; 32],
 }
+
+impl NumberProfile {
+    /// Estimate of the memory this takes, for the cache's bound.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        size_of::<Self>()
+            .saturating_add(ENTRY_OVERHEAD)
+            .saturating_add(text(&self.row.label))
+            .saturating_add(text(&self.row.default_voice))
+            .saturating_add(self.row.default_language.len())
+            .saturating_add(self.row.timezone.len())
+            .saturating_add(
+                self.faults
+                    .iter()
+                    .map(|fault| fault.detail.len().saturating_add(size_of::<Fault>()))
+                    .sum(),
+            )
+    }
+}
+
+/// What the cache itself and the allocator spend on an entry.
+const ENTRY_OVERHEAD: usize = 256;
 
 /// Everything of a tenant that its numbers share.
 #[derive(Debug)]
@@ -39,8 +89,10 @@ pub struct TenantProfile {
     pub transcription_provider: String,
     /// `false` where the tenant has no settings row.
     pub recording_enabled: bool,
-    /// Whether a settings row is in force.
-    pub has_settings: bool,
+    /// Of the tenant's row.
+    pub tenant_revision: RowRevision,
+    /// Of the settings row; `None` where the tenant has none in force.
+    pub settings_revision: Option<RowRevision>,
     /// `None` where none are configured.
     pub hours: Option<BusinessHours>,
     /// Every prompt, chosen or not, in the order of the stack (design section 3.5).
@@ -55,6 +107,37 @@ pub struct TenantProfile {
     pub hash: [u8; 32],
     /// Estimate of the memory this takes, for the cache's bound.
     pub bytes: usize,
+}
+
+impl CompiledPrompt {
+    /// Whether Postgres has a binding of it, good or bad.
+    #[must_use]
+    pub fn has_bindings(&self) -> bool {
+        !self.bindings.is_empty() || self.bindings_left_out > 0
+    }
+}
+
+/// The start of a row's hash, for people to compare; shown as sixteen hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowRevision(pub [u8; 8]);
+
+impl RowRevision {
+    /// The start of a hash.
+    #[must_use]
+    pub fn start_of(hash: &[u8; 32]) -> Self {
+        let mut start = [0; 8];
+        start
+            .iter_mut()
+            .zip(hash)
+            .for_each(|(to, from)| *to = *from);
+        Self(start)
+    }
+}
+
+impl fmt::Display for RowRevision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
 /// A prompt with its bindings compiled.
@@ -72,10 +155,14 @@ pub struct CompiledPrompt {
     pub priority: i32,
     /// Breaks ties.
     pub created_at: Timestamp,
+    /// Of the row of `prompts` alone.
+    pub revision: RowRevision,
     /// `None` where the prompt has no version and never applies.
     pub version: Option<CompiledVersion>,
-    /// Its bindings, the most special first: most columns set, then the newest, then by id.
+    /// Its bindings, the most special first: most columns set, then the newest, then the lowest id.
     pub bindings: Vec<CompiledBinding>,
+    /// Bindings that were left out as bad rows. They never match and still make the prompt one with bindings.
+    pub bindings_left_out: u32,
 }
 
 /// The version in force.
@@ -86,11 +173,15 @@ pub struct CompiledVersion {
     pub version: i32,
     /// The prompt's text.
     pub content: String,
+    /// Of the version's row.
+    pub revision: RowRevision,
 }
 
-impl std::fmt::Debug for CompiledVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CompiledVersion").field("version", &self.version).finish_non_exhaustive()
+impl fmt::Debug for CompiledVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CompiledVersion")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -109,6 +200,23 @@ pub struct CompiledBinding {
     pub created_at: Timestamp,
     /// Conditions and effects.
     pub rules: Rules,
+    /// The zone of `timezone_override`, looked up.
+    pub zone: Option<TimeZone>,
+    /// Of the binding's row.
+    pub revision: RowRevision,
+}
+
+impl CompiledBinding {
+    /// How many columns it is bound by: the more, the more special.
+    #[must_use]
+    pub fn columns_set(&self) -> u8 {
+        let set = [
+            self.account_ref.is_some(),
+            self.event_type.is_some(),
+            self.phone_number_id.is_some(),
+        ];
+        set.into_iter().map(u8::from).sum()
+    }
 }
 
 /// A credential in the clear: memory only, wiped on drop.
@@ -120,8 +228,8 @@ pub struct OpenedCredential {
     pub provider: String,
     /// Name within the provider.
     pub name: String,
-    /// The opened value.
-    pub value: Secret,
+    /// The opened value as it stands in an answer: compact JSON where it opens to JSON, else a JSON string.
+    pub json: Secret,
 }
 
 /// A credential that could not be opened.
@@ -153,7 +261,9 @@ pub enum Refusal {
     #[error("this node has not synchronised yet and cannot reach Postgres; retry")]
     NeverSynced,
     /// The number's or tenant's row cannot be used and there was never a good one.
-    #[error("the number's rows cannot be used and no earlier good ones are known; see status on the admin socket")]
+    #[error(
+        "the number's rows cannot be used and no earlier good ones are known; see status on the admin socket"
+    )]
     NoGoodRow,
     /// The replica cannot be read.
     #[error("the replica cannot be read; see the log")]

@@ -140,6 +140,10 @@ pub struct Prompt {
     pub version: Option<Version>,
     /// Every binding of the prompt that was admitted, ordered by id.
     pub bindings: Vec<Binding>,
+    /// Bindings the prompt has in Postgres that were not admitted. They still count as bindings: a global prompt
+    /// that lost its only one to a bad row must not apply to every call.
+    #[serde(default)]
+    pub bindings_left_out: u32,
 }
 
 impl fmt::Debug for Prompt {
@@ -188,6 +192,19 @@ pub struct Binding {
     pub created_at: Timestamp,
 }
 
+/// A row of `tenant_credentials` that was not admitted, although what it is for can be told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Withheld {
+    /// Primary key.
+    pub id: Uuid,
+    /// Provider, e.g. `openai`.
+    pub provider: String,
+    /// Name within the provider, e.g. `default`.
+    pub name: String,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// Everything of one tenant but its numbers: what a change of kind `tenant` replaces as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {
@@ -195,10 +212,13 @@ pub struct Bundle {
     pub tenant: Option<Tenant>,
     /// `None` where the tenant has no settings row, or it was never good.
     pub settings: Option<Settings>,
-    /// Ordered by provider, name.
+    /// Ordered by provider, name; no two have both in common.
     pub credentials: Vec<Credential>,
     /// Ordered by id.
     pub prompts: Vec<Prompt>,
+    /// Credentials that are named in an answer as withheld, ordered by provider, name.
+    #[serde(default)]
+    pub withheld: Vec<Withheld>,
 }
 
 /// The tables the answer depends on.
@@ -307,6 +327,26 @@ impl Reason {
             Self::BusinessHours => "business_hours",
             Self::Ciphertext => "ciphertext",
             Self::NoTenant => "no_tenant",
+        }
+    }
+}
+
+impl Reason {
+    /// The reason as the caller of an answer may read it.
+    #[must_use]
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Malformed => "the row cannot be read",
+            Self::Number => "the number is not E.164",
+            Self::Timezone => "the timezone is unknown",
+            Self::Language => "the language tag is ill-formed",
+            Self::ControlCharacter => "a column holds a control character",
+            Self::TooLong => "a column is over its limit",
+            Self::TooMany => "the tenant has too many rows",
+            Self::Conditions => "conditions_json is not understood",
+            Self::BusinessHours => "business_hours is not understood",
+            Self::Ciphertext => "the sealed value does not open",
+            Self::NoTenant => "the tenant is not there",
         }
     }
 }
