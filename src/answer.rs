@@ -1,0 +1,734 @@
+//! A selection → the bytes of an answer: full view, short view, form, one field, credentials, errors.
+//!
+//! Every field is always present and never null; JSON stands on one line, in one order, with UTF-8 as it is. What holds
+//! a credential is wiped when dropped and is never moved to a larger buffer while it is written.
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io::Write;
+use std::ops::Range;
+
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use uuid::Uuid;
+use zeroize::Zeroizing;
+
+use crate::health::Staleness;
+use crate::profile::{Profile, RowRevision};
+use crate::select::{BETWEEN_CONTENTS, Chosen, Selection};
+
+/// The short view, as JSON, as a form and field by field, is shorter than this many bytes.
+pub const SHORT_BYTES: usize = 4096;
+
+/// Everything but RFC 3986's unreserved characters.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+/// Declares the fields once: name in the flat forms, place in the JSON, meaning.
+macro_rules! fields {
+    ($($(#[doc = $doc:literal])* $field:ident = $name:literal, $parent:literal, $key:literal;)*) => {
+        /// A field of the short view. The order is that of the answer.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Field { $($(#[doc = $doc])* $field,)* }
+
+        impl Field {
+            /// Every field in the order of the answer.
+            pub const ALL: &'static [Self] = &[$(Self::$field),*];
+
+            /// Its flat name: in a form, and in `/v1/lookup/{field}`.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$field => $name),* }
+            }
+
+            /// What it means, for the reference.
+            #[must_use]
+            pub fn doc(self) -> &'static str {
+                match self { $(Self::$field => concat!($($doc),*).trim_ascii(),)* }
+            }
+
+            /// The object it stands in, `""` for the answer itself, and its key there.
+            fn place(self) -> (&'static str, &'static str) {
+                match self { $(Self::$field => ($parent, $key)),* }
+            }
+        }
+    };
+}
+
+fields! {
+    /// `ok`, or why there is no answer.
+    Status = "status", "", "status";
+    /// The called number, E.164.
+    Number = "number", "", "number";
+    /// Label of the number.
+    Label = "label", "", "label";
+    /// Id of the tenant.
+    TenantId = "tenant_id", "tenant", "id";
+    /// Short name of the tenant.
+    TenantSlug = "tenant_slug", "tenant", "slug";
+    /// Name of the tenant.
+    TenantName = "tenant_name", "tenant", "name";
+    /// The call's `account_ref`, as it was sent.
+    AccountRef = "account_ref", "", "account_ref";
+    /// The call's `event_type`, as it was sent.
+    EventType = "event_type", "", "event_type";
+    /// Language tag, BCP 47.
+    Language = "language", "", "language";
+    /// Voice of the text-to-speech provider.
+    Voice = "voice", "", "voice";
+    /// IANA zone.
+    Timezone = "timezone", "", "timezone";
+    /// The instant of the answer in that zone, RFC 3339 to the second.
+    LocalTime = "local_time", "", "local_time";
+    /// `open`, `closed`, or empty where no hours are configured.
+    BusinessHours = "business_hours", "", "business_hours";
+    /// Language model.
+    Model = "model", "", "model";
+    /// Speech-to-text provider.
+    TranscriptionProvider = "transcription_provider", "", "transcription_provider";
+    /// Whether to record.
+    RecordingEnabled = "recording_enabled", "", "recording_enabled";
+    /// Hash of the rows the answer was made from.
+    Revision = "revision", "", "revision";
+    /// Whether the node has not been level with Postgres for longer than `feed.stale_after`.
+    Stale = "stale", "", "stale";
+    /// Milliseconds since the node last proved that it was level with Postgres.
+    StalenessMs = "staleness_ms", "", "staleness_ms";
+    /// Ids of the prompts in the order of the stack, joined by commas.
+    PromptIds = "prompt_ids", "prompt", "ids";
+}
+
+impl Field {
+    /// The field with this flat name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|field| field.name() == name)
+    }
+
+    /// Whether equal answers may differ in it: it does not enter the ETag.
+    fn is_volatile(self) -> bool {
+        matches!(self, Self::LocalTime | Self::Stale | Self::StalenessMs)
+    }
+}
+
+/// A value of a field.
+#[derive(Clone, Copy)]
+enum Value<'a> {
+    Text(&'a str),
+    Flag(bool),
+    Count(u64),
+    Id(Uuid),
+    Ids(&'a [Chosen<'a>]),
+    Time(LocalTime),
+    Revision(RowRevision),
+}
+
+/// A full view and what `If-None-Match` compares.
+#[derive(Debug)]
+pub struct Resolved {
+    /// The answer; it may hold credentials, and it is wiped when dropped.
+    pub body: Zeroizing<Vec<u8>>,
+    /// Strong, with its quotes: equal as long as nothing but the time changes.
+    pub etag: String,
+}
+
+/// One call's answer, ready to be written in any of its forms.
+#[derive(Clone, Copy)]
+pub struct Answer<'a> {
+    selection: &'a Selection<'a>,
+    staleness: Staleness,
+    revision: RowRevision,
+}
+
+impl<'a> Answer<'a> {
+    /// The answer for a selection, as old as this.
+    #[must_use]
+    pub fn new(selection: &'a Selection<'a>, staleness: Staleness) -> Self {
+        Self {
+            selection,
+            staleness,
+            revision: selection.profile.revision(),
+        }
+    }
+
+    /// The full view. Credentials of the providers for which `credentials` says yes; without it, none of their
+    /// fields. `credentials_withheld` lists those that do not open as `provider/name`.
+    #[must_use]
+    pub fn resolve(&self, credentials: Option<&dyn Fn(&str) -> bool>) -> Resolved {
+        let mut json = Json::with_capacity(self.full_capacity());
+        json.open(None);
+        self.write_fields(&mut json, &Whole);
+        // The last field left its object, `prompt`, open.
+        json.key("system");
+        let contents = self
+            .selection
+            .prompts
+            .iter()
+            .map(|chosen| chosen.version.content.as_str());
+        json.joined_text(contents, BETWEEN_CONTENTS);
+        json.key("layers");
+        json.list(&self.selection.prompts, |json, chosen| {
+            let prompt = chosen.prompt;
+            json.open(None);
+            json.member("id", Value::Id(prompt.id));
+            json.key("version");
+            json.integer(chosen.version.version);
+            json.member("name", Value::Text(&prompt.name));
+            json.member("scope", Value::Text(prompt.scope.as_str()));
+            json.key("priority");
+            json.integer(prompt.priority);
+            json.member("content", Value::Text(&chosen.version.content));
+            json.close();
+        });
+        json.close();
+        if let Some(allowed) = credentials {
+            write_credentials(&mut json, self.selection.profile, allowed);
+        }
+        json.close();
+        let etag = json.etag();
+        Resolved {
+            body: json.out,
+            etag,
+        }
+    }
+
+    /// The short view as JSON, shorter than [`SHORT_BYTES`].
+    #[must_use]
+    pub fn lookup(&self) -> Vec<u8> {
+        let write = |cuts: &Cuts| {
+            let mut json = Json::with_capacity(1024);
+            json.open(None);
+            self.write_fields(&mut json, cuts);
+            json.close();
+            json.close();
+            std::mem::take(&mut *json.out)
+        };
+        self.short(write, json_bytes, 37)
+    }
+
+    /// The short view as `key=value&…`, shorter than [`SHORT_BYTES`].
+    #[must_use]
+    pub fn form(&self) -> Vec<u8> {
+        let write = |cuts: &Cuts| {
+            let mut form = Vec::with_capacity(1024);
+            let mut text = Vec::new();
+            for field in Field::ALL {
+                text.clear();
+                write_plain(&mut text, cuts.value(self, *field));
+                push_pair(&mut form, field.name(), &text);
+            }
+            form
+        };
+        self.short(write, form_bytes, 39)
+    }
+
+    /// One field of the short view as plain text.
+    #[must_use]
+    pub fn field(&self, field: Field) -> Vec<u8> {
+        let write = |cuts: &Cuts| {
+            let mut text = Vec::new();
+            write_plain(&mut text, cuts.value(self, field));
+            text
+        };
+        self.short(write, char::len_utf8, 37)
+    }
+
+    /// The value of a field, uncut.
+    fn value(&self, field: Field) -> Value<'a> {
+        let Self {
+            selection,
+            staleness,
+            revision,
+        } = self;
+        let number = &selection.profile.number.row;
+        let tenant = &selection.profile.tenant.tenant;
+        match field {
+            Field::Status => Value::Text("ok"),
+            Field::Number => Value::Text(number.e164.as_str()),
+            Field::Label => Value::Text(number.label.as_deref().unwrap_or_default()),
+            Field::TenantId => Value::Id(tenant.id),
+            Field::TenantSlug => Value::Text(&tenant.slug),
+            Field::TenantName => Value::Text(&tenant.name),
+            Field::AccountRef => Value::Text(selection.account_ref),
+            Field::EventType => Value::Text(selection.event_type),
+            Field::Language => Value::Text(selection.language.value),
+            Field::Voice => Value::Text(selection.voice.value),
+            Field::Timezone => Value::Text(selection.timezone.value),
+            Field::LocalTime => Value::Time(LocalTime::new(selection.at, selection.zone)),
+            Field::BusinessHours => Value::Text(selection.hours.as_str()),
+            Field::Model => Value::Text(selection.model.value),
+            Field::TranscriptionProvider => Value::Text(selection.transcription_provider.value),
+            Field::RecordingEnabled => Value::Flag(selection.recording_enabled.value),
+            Field::Revision => Value::Revision(*revision),
+            Field::Stale => Value::Flag(staleness.stale),
+            Field::StalenessMs => Value::Count(staleness.ms),
+            Field::PromptIds => Value::Ids(&selection.prompts),
+        }
+    }
+
+    /// The fields in their order, leaving the object of the last one open.
+    fn write_fields(&self, json: &mut Json, values: &impl Values) {
+        let mut inside = "";
+        for field in Field::ALL {
+            let (parent, key) = field.place();
+            if parent != inside {
+                if !inside.is_empty() {
+                    json.close();
+                }
+                if !parent.is_empty() {
+                    json.open(Some(parent));
+                }
+                inside = parent;
+            }
+            json.key(key);
+            let from = json.out.len();
+            json.value(values.value(self, *field));
+            if field.is_volatile() {
+                json.volatile.push(from..json.out.len());
+            }
+        }
+    }
+
+    /// What the full view takes when nothing needs escaping; credentials reserve their own room.
+    fn full_capacity(&self) -> usize {
+        let each = |chosen: &Chosen<'_>| {
+            let content = chosen.version.content.len().saturating_mul(2);
+            content
+                .saturating_add(chosen.prompt.name.len())
+                .saturating_add(256)
+        };
+        self.selection
+            .prompts
+            .iter()
+            .map(each)
+            .fold(2048, usize::saturating_add)
+    }
+
+    /// Writes the short view, and once more with less in it where it is too long: prompt ids first, whole ids from the
+    /// end, then the tenant's name, the label, and what no real answer ever comes to, the call's own words and the slug.
+    fn short(
+        &self,
+        write: impl Fn(&Cuts) -> Vec<u8>,
+        bytes: impl Fn(char) -> usize,
+        id_bytes: usize,
+    ) -> Vec<u8> {
+        let mut cuts = Cuts {
+            ids: self.selection.prompts.len(),
+            texts: Vec::new(),
+        };
+        let mut written = write(&cuts);
+        let Some(mut over) = written.len().checked_sub(SHORT_BYTES.saturating_sub(1)) else {
+            return written;
+        };
+        if over == 0 {
+            return written;
+        }
+        let drop = over.div_ceil(id_bytes).min(cuts.ids);
+        cuts.ids = cuts.ids.saturating_sub(drop);
+        // The last id has no comma: counting one for it may promise a byte or three too much.
+        over = over.saturating_sub(drop.saturating_mul(id_bytes));
+        if cuts.ids == 0 {
+            over = over.saturating_add(3);
+        }
+        for field in CUT {
+            if over == 0 {
+                break;
+            }
+            let Value::Text(text) = self.value(field) else {
+                continue;
+            };
+            let mut keep = text;
+            while over > 0
+                && let Some(last) = keep.chars().next_back()
+            {
+                over = over.saturating_sub(bytes(last));
+                keep = keep.strip_suffix(last).unwrap_or_default();
+            }
+            cuts.texts.push((field, keep.len()));
+        }
+        written.clear();
+        write(&cuts)
+    }
+}
+
+/// What is cut from a short view that is too long, after the prompt ids.
+const CUT: [Field; 5] = [
+    Field::TenantName,
+    Field::Label,
+    Field::AccountRef,
+    Field::EventType,
+    Field::TenantSlug,
+];
+
+/// Where the values of the fields come from.
+trait Values {
+    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a>;
+}
+
+/// Nothing is cut.
+struct Whole;
+
+impl Values for Whole {
+    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a> {
+        answer.value(field)
+    }
+}
+
+/// What is left of the fields that were cut.
+struct Cuts {
+    /// So many prompt ids.
+    ids: usize,
+    /// So many bytes of these texts.
+    texts: Vec<(Field, usize)>,
+}
+
+impl Values for Cuts {
+    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a> {
+        match answer.value(field) {
+            Value::Ids(ids) => Value::Ids(ids.get(..self.ids).unwrap_or(ids)),
+            Value::Text(text) => {
+                let cut = self.texts.iter().find(|(cut, _)| *cut == field);
+                Value::Text(cut.and_then(|(_, keep)| text.get(..*keep)).unwrap_or(text))
+            }
+            other => other,
+        }
+    }
+}
+
+/// The credentials of a number's tenant alone: those of the providers for which `allowed` says yes.
+#[must_use]
+pub fn credentials(
+    profile: &Profile,
+    staleness: Staleness,
+    allowed: &dyn Fn(&str) -> bool,
+) -> Zeroizing<Vec<u8>> {
+    let mut json = Json::with_capacity(256);
+    json.open(None);
+    json.member("status", Value::Text("ok"));
+    json.member("number", Value::Text(profile.number.row.e164.as_str()));
+    json.member("revision", Value::Revision(profile.revision()));
+    json.member("stale", Value::Flag(staleness.stale));
+    json.member("staleness_ms", Value::Count(staleness.ms));
+    write_credentials(&mut json, profile, allowed);
+    json.close();
+    json.out
+}
+
+/// `{"status":…,"message":…}`
+#[must_use]
+pub fn error_json(status: &str, message: &str) -> Vec<u8> {
+    let mut json = Json::with_capacity(128);
+    json.open(None);
+    json.member("status", Value::Text(status));
+    json.member("message", Value::Text(message));
+    json.close();
+    std::mem::take(&mut *json.out)
+}
+
+/// `status=…&message=…`
+#[must_use]
+pub fn error_form(status: &str, message: &str) -> Vec<u8> {
+    let mut form = Vec::with_capacity(128);
+    push_pair(&mut form, "status", status.as_bytes());
+    push_pair(&mut form, "message", message.as_bytes());
+    form
+}
+
+/// What the credentials and those withheld take at most. No character takes more than six bytes in JSON.
+fn credentials_room(profile: &Profile, allowed: &dyn Fn(&str) -> bool) -> usize {
+    let names = |provider: &str, name: &str| {
+        provider
+            .len()
+            .saturating_add(name.len())
+            .saturating_mul(6)
+            .saturating_add(16)
+    };
+    let opened = profile
+        .tenant
+        .credentials
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    let withheld = profile
+        .tenant
+        .withheld
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    opened
+        .map(|one| names(&one.provider, &one.name).saturating_add(one.json.len()))
+        .chain(withheld.map(|one| names(&one.provider, &one.name)))
+        .fold(64, usize::saturating_add)
+}
+
+fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) -> bool) {
+    // All of the room before the first secret is written: growing later would leave a copy behind.
+    json.reserve_wiping(credentials_room(profile, allowed));
+    let opened = profile
+        .tenant
+        .credentials
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    let withheld = profile
+        .tenant
+        .withheld
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    json.open(Some("credentials"));
+    let mut inside: Option<&str> = None;
+    for credential in opened {
+        let provider = credential.provider.as_str();
+        if inside != Some(provider) {
+            if inside.is_some() {
+                json.close();
+            }
+            json.open(Some(provider));
+            inside = Some(provider);
+        }
+        json.key(&credential.name);
+        json.out
+            .extend_from_slice(credential.json.expose().as_bytes());
+    }
+    if inside.is_some() {
+        json.close();
+    }
+    json.close();
+    json.key("credentials_withheld");
+    json.list(withheld, |json, one| {
+        json.joined_text([one.provider.as_str(), &one.name], "/")
+    });
+}
+
+/// JSON being written. Members separate themselves.
+struct Json {
+    out: Zeroizing<Vec<u8>>,
+    /// What does not enter the ETag.
+    volatile: Vec<Range<usize>>,
+}
+
+impl Json {
+    fn with_capacity(bytes: usize) -> Self {
+        Self {
+            out: Zeroizing::new(Vec::with_capacity(bytes)),
+            volatile: Vec::new(),
+        }
+    }
+
+    /// Makes room for so many bytes more, wiping what is moved away from.
+    fn reserve_wiping(&mut self, bytes: usize) {
+        if self.out.capacity().saturating_sub(self.out.len()) < bytes {
+            let mut larger = Vec::with_capacity(self.out.len().saturating_add(bytes));
+            larger.extend_from_slice(&self.out);
+            self.out = Zeroizing::new(larger);
+        }
+    }
+
+    /// Begins an object, as the member of this name if it has one.
+    fn open(&mut self, name: Option<&str>) {
+        if let Some(name) = name {
+            self.key(name);
+        }
+        self.out.push(b'{');
+    }
+
+    fn close(&mut self) {
+        self.out.push(b'}');
+    }
+
+    fn key(&mut self, name: &str) {
+        if self.out.last() != Some(&b'{') {
+            self.out.push(b',');
+        }
+        self.text(name);
+        self.out.push(b':');
+    }
+
+    fn member(&mut self, name: &str, value: Value<'_>) {
+        self.key(name);
+        self.value(value);
+    }
+
+    fn value(&mut self, value: Value<'_>) {
+        match value {
+            Value::Text(text) => self.text(text),
+            Value::Flag(flag) => self
+                .out
+                .extend_from_slice(if flag { b"true" } else { b"false" }),
+            Value::Count(count) => self.integer(count),
+            // No character of these needs escaping.
+            Value::Id(_) | Value::Ids(_) | Value::Time(_) | Value::Revision(_) => {
+                self.out.push(b'"');
+                write_plain(&mut self.out, value);
+                self.out.push(b'"');
+            }
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        // Writing into memory does not fail.
+        let _ = serde_json::to_writer(&mut *self.out, text);
+    }
+
+    fn integer(&mut self, number: impl fmt::Display) {
+        let _ = write!(self.out, "{number}");
+    }
+
+    /// One text made of pieces, never held in one piece anywhere else.
+    fn joined_text<'t>(&mut self, pieces: impl IntoIterator<Item = &'t str>, between: &str) {
+        self.out.push(b'"');
+        for (index, piece) in pieces.into_iter().enumerate() {
+            if index > 0 {
+                self.unquoted(between);
+            }
+            self.unquoted(piece);
+        }
+        self.out.push(b'"');
+    }
+
+    /// A text's characters, escaped, without the quotes.
+    fn unquoted(&mut self, text: &str) {
+        let quote = self.out.len();
+        self.text(text);
+        self.out.pop();
+        // Taking the opening quote out moves the text by one: cheaper than an escaper of our own.
+        self.out.remove(quote);
+    }
+
+    fn list<T>(&mut self, items: impl IntoIterator<Item = T>, mut write: impl FnMut(&mut Self, T)) {
+        self.out.push(b'[');
+        for (index, item) in items.into_iter().enumerate() {
+            if index > 0 {
+                self.out.push(b',');
+            }
+            write(self, item);
+        }
+        self.out.push(b']');
+    }
+
+    /// The hash of everything but what is volatile.
+    fn etag(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let mut from = 0;
+        for volatile in &self.volatile {
+            hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
+            from = volatile.end;
+        }
+        hasher.update(self.out.get(from..).unwrap_or_default());
+        let hash = hasher.finalize().to_hex();
+        format!("\"{}\"", hash.get(..32).unwrap_or_default())
+    }
+}
+
+/// A value as plain text: booleans 1 and 0.
+fn write_plain(out: &mut Vec<u8>, value: Value<'_>) {
+    let mut buffer = Uuid::encode_buffer();
+    match value {
+        Value::Text(text) => out.extend_from_slice(text.as_bytes()),
+        Value::Flag(flag) => out.push(if flag { b'1' } else { b'0' }),
+        Value::Count(count) => {
+            let _ = write!(out, "{count}");
+        }
+        Value::Id(id) => {
+            out.extend_from_slice(id.hyphenated().encode_lower(&mut buffer).as_bytes());
+        }
+        Value::Ids(chosen) => {
+            for (index, chosen) in chosen.iter().enumerate() {
+                if index > 0 {
+                    out.push(b',');
+                }
+                let id = chosen.prompt.id.hyphenated();
+                out.extend_from_slice(id.encode_lower(&mut buffer).as_bytes());
+            }
+        }
+        Value::Time(time) => {
+            let _ = write!(out, "{time}");
+        }
+        Value::Revision(revision) => {
+            let _ = write!(out, "{revision}");
+        }
+    }
+}
+
+/// `&key=value`; an empty value is a bare key.
+fn push_pair(form: &mut Vec<u8>, name: &str, value: &[u8]) {
+    if !form.is_empty() {
+        form.push(b'&');
+    }
+    form.extend_from_slice(name.as_bytes());
+    if !value.is_empty() {
+        form.push(b'=');
+        for piece in percent_encoding::percent_encode(value, RESERVED) {
+            form.extend_from_slice(piece.as_bytes());
+        }
+    }
+}
+
+/// Bytes a character of a text takes in JSON.
+fn json_bytes(c: char) -> usize {
+    match c {
+        '"' | '\\' => 2,
+        c if c.is_ascii_control() => 6,
+        c => c.len_utf8(),
+    }
+}
+
+/// Bytes a character takes in a form.
+fn form_bytes(c: char) -> usize {
+    let mut buffer = [0; 4];
+    utf8_percent_encode(c.encode_utf8(&mut buffer), RESERVED)
+        .map(str::len)
+        .sum()
+}
+
+/// An instant at a zone, RFC 3339 to the second. An offset that is no whole minute, as of before standard time, is
+/// rounded to one, and the time with it.
+#[derive(Clone, Copy)]
+pub(crate) struct LocalTime {
+    civil: jiff::civil::DateTime,
+    offset_minutes: i32,
+}
+
+impl LocalTime {
+    pub(crate) fn new(at: Timestamp, zone: &TimeZone) -> Self {
+        let seconds = zone.to_offset(at).seconds();
+        let offset_minutes = seconds.saturating_add(30).div_euclid(60);
+        let rounded = jiff::tz::Offset::from_seconds(offset_minutes.saturating_mul(60));
+        let civil = rounded.unwrap_or(jiff::tz::Offset::UTC).to_datetime(at);
+        Self {
+            civil,
+            offset_minutes,
+        }
+    }
+}
+
+impl fmt::Display for LocalTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = self.civil;
+        write!(
+            f,
+            "{:04}-{:02}-{:02}",
+            time.year(),
+            time.month(),
+            time.day()
+        )?;
+        write!(
+            f,
+            "T{:02}:{:02}:{:02}",
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
+        let sign = if self.offset_minutes < 0 { '-' } else { '+' };
+        let minutes = self.offset_minutes.unsigned_abs();
+        write!(
+            f,
+            "{sign}{:02}:{:02}",
+            minutes.div_euclid(60),
+            minutes.rem_euclid(60)
+        )
+    }
+}
