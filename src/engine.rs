@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
 use crate::admit::{self, AdmissionLimits};
 use crate::cache::{Cache, Touched};
 use crate::change::Cursor;
-use crate::health::{Health, Staleness, since_boot};
+use crate::health::{Health, Staleness};
 use crate::metrics::{Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
@@ -349,14 +350,25 @@ impl Engine {
     pub fn tidy(&self) {
         self.cache.tidy();
         let (entries, bytes) = self.cache.size();
-        let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
         self.metrics.cache_entries.set(gauge(entries));
         self.metrics.cache_bytes.set(gauge(bytes));
+        self.tell_ages();
+    }
+
+    /// Ages grow while nothing happens: told each second and before every scrape.
+    pub fn tell_ages(&self) {
+        let feed = self.health.feed();
+        let now = Timestamp::now();
+        let since = |then: Timestamp| now.duration_since(then).as_secs_f64().max(0.0);
+        self.metrics.staleness.set(Duration::from_millis(self.health.staleness().ms).as_secs_f64());
+        self.metrics.set_feed_state(feed.state, since(feed.since));
+        if let Some(completed) = feed.last_pull_completed {
+            self.metrics.cursor_age.set(since(completed));
+        }
     }
 
     fn tell_size(&self) {
         if let Ok(size) = self.replica.size() {
-            let gauge = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
             self.metrics.replica_rows.set(Kind::Tenant, gauge(size.tenants));
             self.metrics.replica_rows.set(Kind::Number, gauge(size.numbers));
             self.metrics.replica_bytes.set(gauge(size.bytes));
@@ -369,18 +381,10 @@ impl Engine {
         let (cache_entries, cache_bytes) = self.cache.size();
         Stats { replica: self.replica.size().unwrap_or_default(), cache_entries, cache_bytes }
     }
+}
 
-    /// How long ago level was proved, in seconds.
-    #[must_use]
-    pub fn staleness_seconds(&self) -> f64 {
-        Duration::from_millis(self.health.staleness().ms).as_secs_f64()
-    }
-
-    /// Now, by the clock that proofs are told in.
-    #[must_use]
-    pub fn now() -> Duration {
-        since_boot()
-    }
+fn gauge(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
 /// Why the keyring was not read again.

@@ -62,18 +62,23 @@ pub async fn load(
     let mut rows: Value =
         serde_json::from_str(ROWS).map_err(|source| ExampleError::Json { source })?;
     seal_credentials(&mut rows, seal)?;
-    let mut tx = conn.begin().await.map_err(|source| ExampleError::Transaction { source })?;
+    let mut tx = conn
+        .begin()
+        .await
+        .map_err(|source| ExampleError::Transaction { source })?;
     for (table, sql) in INSERTS {
-        let of_table = rows
-            .get(table)
-            .ok_or(ExampleError::Rows { what: "a table is missing" })?;
+        let of_table = rows.get(table).ok_or(ExampleError::Rows {
+            what: "a table is missing",
+        })?;
         sqlx::query(sql)
             .bind(of_table)
             .execute(&mut *tx)
             .await
             .map_err(|source| ExampleError::Insert { table, source })?;
     }
-    tx.commit().await.map_err(|source| ExampleError::Transaction { source })
+    tx.commit()
+        .await
+        .map_err(|source| ExampleError::Transaction { source })
 }
 
 fn seal_credentials(
@@ -83,15 +88,23 @@ fn seal_credentials(
     let credentials = rows
         .get_mut("tenant_credentials")
         .and_then(Value::as_array_mut)
-        .ok_or(ExampleError::Rows { what: "tenant_credentials is no list" })?;
+        .ok_or(ExampleError::Rows {
+            what: "tenant_credentials is no list",
+        })?;
     for row in credentials {
         let field = |name: &str| row.get(name).and_then(Value::as_str).map(str::to_owned);
         let (Some(tenant), Some(provider), Some(name)) =
             (field("tenant_id"), field("provider"), field("name"))
         else {
-            return Err(ExampleError::Rows { what: "a credential lacks a key" });
+            return Err(ExampleError::Rows {
+                what: "a credential lacks a key",
+            });
         };
-        let sealed = seal(&Credential { tenant, provider, name });
+        let sealed = seal(&Credential {
+            tenant,
+            provider,
+            name,
+        });
         if let Some(fields) = row.as_object_mut() {
             fields.insert("data_ciphertext".into(), Value::String(sealed));
         }

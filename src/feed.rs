@@ -150,6 +150,7 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
             ended = feed.session(&mut state, &mut connected) => ended,
         };
         let Err(err) = ended else { continue };
+        state.accept = false;
         feed.tell_failure(&err, connected);
         for order in state.waiting.drain(..) {
             refuse(order, match &err {
@@ -182,8 +183,10 @@ impl Feed {
         self.health.enter(FeedState::Connecting);
         let session = match Session::open(&self.target, Role::Writable, self.held.clone()).await {
             // Where only a standby is left, its rows are still newer than ours.
-            Err(err @ SourceError::Connect { .. }) => {
-                Session::open(&self.target, Role::Any, self.held.clone()).await.map_err(|_| err)?
+            Err(err) if err.only_standby() => {
+                Session::open(&self.target, Role::Any, self.held.clone())
+                    .await
+                    .map_err(|_| err)?
             }
             opened => opened?,
         };
@@ -273,7 +276,9 @@ impl Feed {
                     }
                 }
                 Some(order) = self.orders.recv() => state.waiting.push_back(order),
-                _ = heartbeat.tick() => self.pull(session, state, PullCause::Heartbeat).await?,
+                _ = heartbeat.tick() => {
+                    self.pull(session, state, PullCause::Heartbeat).await?;
+                }
                 () = sleep_until(state.compare_at) => {
                     self.compare(session, state, None).await?;
                 }
@@ -371,7 +376,7 @@ impl Feed {
             }
             Step::Apply => {
                 let cover = cover_of(pulled.changed.iter().map(|changed| &changed.key));
-                let terms = self.terms(cover, state.accept, false);
+                let terms = self.terms(cover, state.accept);
                 let (applied, cursor) = self.write(Incoming::whole(pulled.rows, next), terms).await?;
                 self.applied(state, cursor, &applied, &pulled.changed, sent);
                 applied
@@ -421,7 +426,7 @@ impl Feed {
         let cover = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
         let next = self.cursor_at(&header, state);
         let load = load_of(&cover);
-        let (applied, cursor) = self.stream(session, load, self.terms(cover, state.accept, false), next).await?;
+        let (applied, cursor) = self.stream(session, load, self.terms(cover, state.accept), next).await?;
         self.applied(state, cursor, &applied, &changed, sent);
         self.prove(state, &header, sent);
         Ok(applied)
@@ -442,6 +447,11 @@ impl Feed {
         let header = self.in_time(session.begin()).await?;
         self.tell_header(&header, state);
         let next = self.cursor_at(&header, state);
+        // What the log names since the last pull is no difference that went unnoticed.
+        let told = match change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
+            Ok(()) => cover_of(session.keys(&start_of(state.cursor.as_ref())).await?.iter().map(|changed| &changed.key)),
+            Err(_) => Cover::default(),
+        };
         let accept = state.accept || why == Some(Why::OtherTenants);
         let empty = self.engine.stats().replica.tenants == 0 && self.engine.stats().replica.numbers == 0;
         let (load, comparison) = if empty {
@@ -459,14 +469,13 @@ impl Feed {
             }
             (load_of(&comparison.cover), comparison)
         };
-        let (applied, cursor) = self.stream(session, load, self.terms(comparison.cover.clone(), accept, true), next).await?;
+        let (applied, cursor) = self.stream(session, load, Terms { told, settles_held: true, ..self.terms(comparison.cover.clone(), accept) }, next).await?;
         self.health.update_feed(|feed| {
             feed.refused_database = false;
             feed.last_reconcile = Some(Timestamp::now());
         });
-        // What the log had told anyway is no difference that went unnoticed.
         if why.is_none() {
-            self.metrics.reconcile_differences.inc_by(applied.written.saturating_add(applied.removed));
+            self.metrics.reconcile_differences.inc_by(applied.untold);
         }
         state.accept = false;
         self.applied(state, cursor, &applied, &[], sent);
@@ -526,13 +535,14 @@ impl Feed {
         Ok(blocking(move || engine.apply(incoming, &terms)).await??)
     }
 
-    fn terms(&self, cover: Cover, accept_loss: bool, settles_held: bool) -> Terms {
+    fn terms(&self, cover: Cover, accept_loss: bool) -> Terms {
         Terms {
+            told: cover.clone(),
             cover,
             limits: self.engine.limits().clone(),
             hold_percent: self.config.hold_if_lost_percent,
             accept_loss,
-            settles_held,
+            settles_held: false,
         }
     }
 
@@ -806,7 +816,7 @@ fn verify_report(applied: &Applied, comparison: &Comparison, began: Instant) -> 
     VerifyReport {
         tenants: comparison.tenants,
         numbers: comparison.numbers,
-        differences: repaired.saturating_add(held),
+        differences: applied.untold.saturating_add(held),
         first: applied
             .differences
             .iter()

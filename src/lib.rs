@@ -5,9 +5,18 @@
 
 pub mod example;
 pub mod feed;
+pub mod engine;
+pub mod cache;
+pub mod replica;
 pub mod source;
+pub mod explain;
+pub mod answer;
+pub mod select;
+pub mod resolve;
+pub mod admit;
 pub mod change;
 pub mod seal;
+pub mod profile;
 pub mod metrics;
 pub mod health;
 pub mod config;
@@ -15,3 +24,5 @@ pub mod condition;
 pub mod hours;
 pub mod row;
 pub mod number;
+#[cfg(test)]
+mod sample;

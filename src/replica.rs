@@ -127,7 +127,7 @@ pub enum Opened {
     },
 }
 
-/// The keys a batch speaks for: what is among them and does not come is gone.
+/// A set of keys. A batch speaks for one: what is among them and does not come is gone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Cover {
     /// Tenants.
@@ -143,6 +143,8 @@ pub struct Cover {
 pub struct Terms {
     /// What the batch speaks for.
     pub cover: Cover,
+    /// What the change log names since the cursor: a difference elsewhere went unnoticed.
+    pub told: Cover,
     /// Limits on rows.
     pub limits: AdmissionLimits,
     /// A loss of more than this percentage is held back.
@@ -171,6 +173,8 @@ pub struct Applied {
     pub written: u64,
     /// Rows removed.
     pub removed: u64,
+    /// Rows written or removed that no row of the change log had named.
+    pub untold: u64,
     /// Tenants whose rows changed.
     pub tenants: BTreeSet<Uuid>,
     /// Numbers that changed. For a first copy: too many to name, then `everything` is set.
@@ -711,7 +715,7 @@ impl Writer<'_, '_> {
         let sealed = self.key.seal(&tenant_aad(id), &json).map_err(|_| ReplicaError::Seal)?;
         tried!("writing a tenant", self.tenants.insert(id.as_bytes().as_slice(), sealed.as_slice()))?;
         self.applied.tenants.insert(id);
-        self.wrote(Key::Tenant(id), what);
+        self.wrote(Key::Tenant(id), what, None);
         Ok(())
     }
 
@@ -747,7 +751,7 @@ impl Writer<'_, '_> {
         tried!("writing a number", self.index.insert(index_key(tenant, e164).as_slice(), hash.0.as_slice()))?;
         self.faults(e164, record.faults)?;
         self.changed_number(e164);
-        self.wrote(Key::Number(e164.to_owned()), what);
+        self.wrote(Key::Number(e164.to_owned()), what, Some(tenant));
         Ok(())
     }
 
@@ -826,12 +830,12 @@ impl Writer<'_, '_> {
             tried!("removing a number", self.index.remove(index_key(tenant, &e164).as_slice()))?;
             self.faults(&e164, Vec::new())?;
             self.changed_number(&e164);
-            self.removed(Key::Number(e164));
+            self.removed(Key::Number(e164), Some(tenant));
         }
         for id in gone_tenants {
             tried!("removing a tenant", self.tenants.remove(id.as_bytes().as_slice()))?;
             self.applied.tenants.insert(id);
-            self.removed(Key::Tenant(id));
+            self.removed(Key::Tenant(id), None);
         }
         Ok(self.applied)
     }
@@ -883,17 +887,27 @@ impl Writer<'_, '_> {
         }
     }
 
-    fn wrote(&mut self, key: Key, what: What) {
+    fn wrote(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
         self.applied.written = self.applied.written.saturating_add(1);
-        self.report(key, what);
+        self.report(key, what, tenant);
     }
 
-    fn removed(&mut self, key: Key) {
+    fn removed(&mut self, key: Key, tenant: Option<Uuid>) {
         self.applied.removed = self.applied.removed.saturating_add(1);
-        self.report(key, What::Surplus);
+        self.report(key, What::Surplus, tenant);
     }
 
-    fn report(&mut self, key: Key, what: What) {
+    fn report(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
+        let told = &self.terms.told;
+        let was_told = match &key {
+            Key::Tenant(id) => told.tenants.contains(id),
+            Key::Number(e164) => {
+                told.numbers.contains(e164) || tenant.is_some_and(|id| told.numbers_of.contains(&id))
+            }
+        };
+        if !was_told {
+            self.applied.untold = self.applied.untold.saturating_add(1);
+        }
         if self.applied.differences.len() < REPORTED {
             self.applied.differences.push((key, what));
         }

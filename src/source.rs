@@ -102,6 +102,12 @@ impl SourceError {
         }
     }
 
+    /// Whether servers were reached and none of them takes writes.
+    #[must_use]
+    pub fn only_standby(&self) -> bool {
+        matches!(self, Self::Connect { what, .. } if what.contains("does not allow writes"))
+    }
+
     fn shape(doing: &'static str, what: impl std::fmt::Display) -> Self {
         Self::Shape {
             doing,

@@ -67,11 +67,11 @@ pub struct VerifyReport {
     pub tenants: u64,
     /// Numbers compared.
     pub numbers: u64,
-    /// How many rows differed.
+    /// How many rows differed although no row of the change log had named them; must be 0.
     pub differences: u64,
     /// The first hundred of them.
     pub first: Vec<Difference>,
-    /// Rows put right in the replica.
+    /// Rows put right in the replica, those included that had changed just now.
     pub repaired: u64,
     /// Whether a loss was held back instead of repaired.
     pub held: bool,

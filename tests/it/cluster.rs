@@ -3,7 +3,10 @@
 //! Everything a test process starts lives below one directory, and every process in it works there. A watchdog, told by
 //! the end of a pipe that the test process is gone (finished, panicked or SIGKILLed), ends whatever still works in that
 //! directory and removes it. Durability is off: a killed server keeps its files, a killed machine would not.
-#![allow(dead_code, reason = "a harness offers more than the tests of one day use")]
+#![allow(
+    dead_code,
+    reason = "a harness offers more than the tests of one day use"
+)]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -37,7 +40,11 @@ struct Root {
 }
 
 static ROOT: LazyLock<Root> = LazyLock::new(|| {
-    let dir = tempfile::Builder::new().prefix("sidetone-it-").tempdir().unwrap().keep();
+    let dir = tempfile::Builder::new()
+        .prefix("sidetone-it-")
+        .tempdir()
+        .unwrap()
+        .keep();
     let dir = dir.canonicalize().unwrap();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
     let watchdog = Command::new("sh")
@@ -50,7 +57,10 @@ static ROOT: LazyLock<Root> = LazyLock::new(|| {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    Root { dir, _watchdog: watchdog }
+    Root {
+        dir,
+        _watchdog: watchdog,
+    }
 });
 
 /// `$1` is the root. QUIT is Postgres' immediate shutdown; what is still there after 8 s, KILL.
@@ -75,7 +85,9 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 /// A new directory below the root, the test's own. A process started with it (or anything below) as its working
 /// directory does not survive the test process.
 pub(crate) fn scratch(name: &str) -> PathBuf {
-    let dir = ROOT.dir.join(format!("{name}{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
+    let dir = ROOT
+        .dir
+        .join(format!("{name}{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir(&dir).unwrap();
     dir
 }
@@ -92,7 +104,13 @@ static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
     let candidates: Vec<PathBuf> = match &asked {
         Some(bin) => vec![bin.clone()],
         None => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .chain(fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|d| d.path().join("bin")))
+            .chain(
+                fs::read_dir("/usr/lib/postgresql")
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|d| d.path().join("bin")),
+            )
             .collect(),
     };
     let (major, bin) = candidates
@@ -107,26 +125,45 @@ static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
     let account = rustix::process::geteuid().is_root().then(|| {
         let users = fs::read_to_string("/etc/passwd").unwrap();
         let find = |name: &str| {
-            let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+            let line = users
+                .lines()
+                .find(|line| line.split(':').next() == Some(name))?;
             let mut ids = line.split(':').skip(2).map(|id| id.parse().ok());
             Some((ids.next()??, ids.next()??))
         };
         find("postgres").or_else(|| find("nobody")).unwrap()
     });
-    Programs { bin, major, account }
+    Programs {
+        bin,
+        major,
+        account,
+    }
 });
 
 fn major(bin: &Path) -> Option<u32> {
-    let out = Command::new(bin.join("postgres")).arg("--version").output().ok()?;
+    let out = Command::new(bin.join("postgres"))
+        .arg("--version")
+        .output()
+        .ok()?;
     let text = String::from_utf8(out.stdout).ok()?;
-    let version = text.split(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let version = text
+        .split(' ')
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 impl Programs {
     fn command(&self, name: &str) -> Command {
         let beside = self.bin.join(name);
-        let mut command = Command::new(if beside.exists() { beside.as_path() } else { Path::new(name) });
+        let mut command = Command::new(if beside.exists() {
+            beside.as_path()
+        } else {
+            Path::new(name)
+        });
         command
             .current_dir(&ROOT.dir)
             .env_clear()
@@ -158,7 +195,12 @@ impl Programs {
 
 fn run(command: &mut Command) {
     let out = command.output().unwrap();
-    assert!(out.status.success(), "{command:?}: {}{}", text(&out.stdout), text(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{command:?}: {}{}",
+        text(&out.stdout),
+        text(&out.stderr)
+    );
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -169,9 +211,15 @@ fn text(bytes: &[u8]) -> String {
 fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap()
+                .block_on(future)
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -223,7 +271,10 @@ impl Cluster {
     /// A running cluster for one test to break, with the role `sidetone` and a migrated template.
     pub(crate) fn own(options: Options) -> Self {
         let cluster = Self::stopped(options);
-        run(Command::new("cp").arg("-a").arg(template()).arg(cluster.data()));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(template())
+            .arg(cluster.data()));
         cluster.start();
         cluster
     }
@@ -239,9 +290,15 @@ impl Cluster {
 
     /// A second cluster, stopped, with a copy of the files of this one, which must be stopped too.
     pub(crate) fn copy(&self) -> Self {
-        assert!(self.postmaster.lock().unwrap().is_none(), "the files of a running server are no copy");
+        assert!(
+            self.postmaster.lock().unwrap().is_none(),
+            "the files of a running server are no copy"
+        );
         let copy = Self::stopped(self.options.clone());
-        run(Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()));
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(self.data())
+            .arg(copy.data()));
         copy
     }
 
@@ -252,7 +309,9 @@ impl Cluster {
             .command("pg_basebackup")
             .arg("-D")
             .arg(standby.data())
-            .args(["-R", "-X", "stream", "-c", "fast", "-N", "-U", SUPERUSER, "-h"])
+            .args([
+                "-R", "-X", "stream", "-c", "fast", "-N", "-U", SUPERUSER, "-h",
+            ])
             .arg(&self.dir)
             .args(["-p", &self.port().to_string()]));
         standby.start();
@@ -290,7 +349,9 @@ impl Cluster {
 
     /// The server's log so far.
     pub(crate) fn log(&self) -> String {
-        fs::read(self.dir.join("log")).map(|bytes| text(&bytes)).unwrap_or_default()
+        fs::read(self.dir.join("log"))
+            .map(|bytes| text(&bytes))
+            .unwrap_or_default()
     }
 
     /// Starts the server, on the same directory and port as before, and waits until it takes connections.
@@ -315,11 +376,18 @@ impl Cluster {
                 if child.try_wait().unwrap().is_some() {
                     break self.log();
                 }
-                assert!(Instant::now() < deadline, "the server is not ready in time: {}", self.log());
+                assert!(
+                    Instant::now() < deadline,
+                    "the server is not ready in time: {}",
+                    self.log()
+                );
                 std::thread::sleep(Duration::from_millis(5));
             };
             // Between the choice of a port and its use somebody else can take it.
-            if !(first_time && ended.contains("Address already in use") && Instant::now() < deadline) {
+            if !(first_time
+                && ended.contains("Address already in use")
+                && Instant::now() < deadline)
+            {
                 return Err(ended);
             }
             self.port.store(free_port(), Ordering::Relaxed);
@@ -327,13 +395,26 @@ impl Cluster {
     }
 
     fn spawn(&self) -> Child {
-        let log = File::options().create(true).append(true).open(self.dir.join("log")).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.join("log"))
+            .unwrap();
         let mut command = PROGRAMS.command("postgres");
-        command.arg("-D").arg(self.data()).arg("-k").arg(&self.dir).arg("-p").arg(self.port().to_string());
+        command
+            .arg("-D")
+            .arg(self.data())
+            .arg("-k")
+            .arg(&self.dir)
+            .arg("-p")
+            .arg(self.port().to_string());
         let mut set = |name: &str, value: &str| {
             command.arg("-c").arg(format!("{name}={value}"));
         };
-        set("listen_addresses", if self.options.tcp { "127.0.0.1" } else { "" });
+        set(
+            "listen_addresses",
+            if self.options.tcp { "127.0.0.1" } else { "" },
+        );
         set("fsync", "off");
         set("full_page_writes", "off");
         set("max_connections", "200");
@@ -342,7 +423,11 @@ impl Cluster {
         for (name, value) in &self.options.settings {
             set(name, value);
         }
-        command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+        command
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .unwrap()
     }
 
     /// Stops the server and waits until it is gone.
@@ -369,7 +454,10 @@ impl Cluster {
             if left.is_empty() {
                 return;
             }
-            assert!(Instant::now() < deadline, "processes that cannot be killed: {left:?}");
+            assert!(
+                Instant::now() < deadline,
+                "processes that cannot be killed: {left:?}"
+            );
             for pid in left {
                 signal(pid, Signal::KILL);
             }
@@ -407,7 +495,9 @@ impl Cluster {
             .unwrap()
             .flatten()
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid: &u32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data))
+            .filter(|pid: &u32| {
+                fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == data)
+            })
             .collect()
     }
 
@@ -423,14 +513,21 @@ impl Cluster {
 
     async fn create(&self, options: &str) -> Db<'_> {
         let name = format!("t{}", SERIAL.fetch_add(1, Ordering::Relaxed));
-        self.admin().await.sql(&format!("create database {name} {options}")).await;
+        self.admin()
+            .await
+            .sql(&format!("create database {name} {options}"))
+            .await;
         self.open(&name).await
     }
 
     /// A database that is there already, for example after a restart.
     pub(crate) async fn open(&self, name: &str) -> Db<'_> {
         let session = self.connect_as(SUPERUSER, name).await.unwrap();
-        Db { cluster: self, name: name.into(), session }
+        Db {
+            cluster: self,
+            name: name.into(),
+            session,
+        }
     }
 
     /// A superuser's session in database `postgres`.
@@ -439,9 +536,18 @@ impl Cluster {
     }
 
     /// A session over the Unix socket.
-    pub(crate) async fn connect_as(&self, role: &str, database: &str) -> Result<Session, tokio_postgres::Error> {
+    pub(crate) async fn connect_as(
+        &self,
+        role: &str,
+        database: &str,
+    ) -> Result<Session, tokio_postgres::Error> {
         let mut config = tokio_postgres::Config::new();
-        config.host_path(&self.dir).port(self.port()).user(role).dbname(database).application_name("test");
+        config
+            .host_path(&self.dir)
+            .port(self.port())
+            .user(role)
+            .dbname(database)
+            .application_name("test");
         Session::connect(&config).await
     }
 
@@ -453,8 +559,14 @@ impl Cluster {
 
     /// Over TCP, plain.
     pub(crate) fn tcp_url(&self, role: &str, database: &str) -> String {
-        assert!(self.options.tcp, "this cluster has no TCP port: Options::tcp");
-        format!("postgresql://{role}@127.0.0.1:{}/{database}?sslmode=disable", self.port())
+        assert!(
+            self.options.tcp,
+            "this cluster has no TCP port: Options::tcp"
+        );
+        format!(
+            "postgresql://{role}@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port()
+        )
     }
 
     async fn sqlx(&self, role: &str, database: &str) -> PgConnection {
@@ -507,7 +619,11 @@ fn template() -> PathBuf {
         initdb(&cluster.data());
         cluster.start();
         block_on(async {
-            cluster.admin().await.sql(&format!("create database {TEMPLATE}")).await;
+            cluster
+                .admin()
+                .await
+                .sql(&format!("create database {TEMPLATE}"))
+                .await;
             let db = cluster.open(TEMPLATE).await;
             db.migrate().await;
             db.sql(include_str!("../../deploy/sql/roles.sql")).await;
@@ -520,15 +636,24 @@ fn template() -> PathBuf {
 }
 
 fn initdb(data: &Path) {
-    run(PROGRAMS
-        .command("initdb")
-        .arg("-D")
-        .arg(data)
-        .args(["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"]));
+    run(PROGRAMS.command("initdb").arg("-D").arg(data).args([
+        "-U",
+        SUPERUSER,
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--no-locale",
+        "--no-sync",
+    ]));
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port()
 }
 
 fn signal(pid: u32, signal: Signal) {
@@ -552,7 +677,9 @@ struct Told {
 
 impl Session {
     /// Connects without TLS.
-    pub(crate) async fn connect(config: &tokio_postgres::Config) -> Result<Self, tokio_postgres::Error> {
+    pub(crate) async fn connect(
+        config: &tokio_postgres::Config,
+    ) -> Result<Self, tokio_postgres::Error> {
         let (client, mut connection) = config.connect(NoTls).await?;
         let told = Arc::new(Mutex::new(Told::default()));
         let ear = Arc::clone(&told);
@@ -561,30 +688,49 @@ impl Session {
             while let Some(Ok(message)) = messages.next().await {
                 let mut told = ear.lock().unwrap();
                 match message {
-                    AsyncMessage::Notification(n) => told.notifications.push((n.channel().into(), n.payload().into())),
-                    AsyncMessage::Notice(n) => told.notices.push(format!("{}: {}", n.severity(), n.message())),
+                    AsyncMessage::Notification(n) => told
+                        .notifications
+                        .push((n.channel().into(), n.payload().into())),
+                    AsyncMessage::Notice(n) => {
+                        told.notices
+                            .push(format!("{}: {}", n.severity(), n.message()))
+                    }
                     _ => {}
                 }
             }
         });
-        Ok(Self { client, told, driver })
+        Ok(Self {
+            client,
+            told,
+            driver,
+        })
     }
 
     /// Runs any number of statements; the test fails with the server's words if one fails.
     pub(crate) async fn sql(&self, sql: &str) {
         if let Err(err) = self.client.batch_execute(sql).await {
-            panic!("{}\n{}", words(&err), sql.get(..sql.len().min(500)).unwrap_or(sql));
+            panic!(
+                "{}\n{}",
+                words(&err),
+                sql.get(..sql.len().min(500)).unwrap_or(sql)
+            );
         }
     }
 
     /// Runs any number of statements. The error is the five-character code of Postgres and its message.
     pub(crate) async fn try_sql(&self, sql: &str) -> Result<(), String> {
-        self.client.batch_execute(sql).await.map_err(|err| words(&err))
+        self.client
+            .batch_execute(sql)
+            .await
+            .map_err(|err| words(&err))
     }
 
     /// All rows.
     pub(crate) async fn query(&self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Vec<Row> {
-        self.client.query(sql, values).await.unwrap_or_else(|err| panic!("{}\n{sql}", words(&err)))
+        self.client
+            .query(sql, values)
+            .await
+            .unwrap_or_else(|err| panic!("{}\n{sql}", words(&err)))
     }
 
     /// The one row.
@@ -601,7 +747,11 @@ impl Session {
 
     /// The first column of all rows.
     pub(crate) async fn column<T: FromSqlOwned>(&self, sql: &str) -> Vec<T> {
-        self.query(sql, &[]).await.iter().map(|row| row.get(0)).collect()
+        self.query(sql, &[])
+            .await
+            .iter()
+            .map(|row| row.get(0))
+            .collect()
     }
 
     /// `(channel, payload)` of every notification since the last call: all that were committed before this call.
@@ -661,6 +811,11 @@ impl Db<'_> {
         &self.name
     }
 
+    /// The URL of the database for a role, over the Unix socket.
+    pub(crate) fn url(&self, role: &str) -> String {
+        self.cluster.url(role, &self.name)
+    }
+
     /// Another session of the superuser.
     pub(crate) async fn session(&self) -> Session {
         self.session_as(SUPERUSER).await
@@ -693,16 +848,24 @@ impl Db<'_> {
 
     /// Runs the migrations of the program.
     pub(crate) async fn migrate(&self) {
-        sidetone::source::migrate::run(&mut self.sqlx().await).await.unwrap();
+        sidetone::source::migrate::run(&mut self.sqlx().await)
+            .await
+            .unwrap();
     }
 
     /// Inserts the platform's example rows; the credential's ciphertext is no real one.
     pub(crate) async fn load_example(&self) {
-        self.load_example_sealed(|c| format!("sealed for {}/{}", c.provider, c.name)).await;
+        self.load_example_sealed(|c| format!("sealed for {}/{}", c.provider, c.name))
+            .await;
     }
 
     /// Inserts the platform's example rows with ciphertexts of the caller's.
-    pub(crate) async fn load_example_sealed(&self, seal: impl Fn(&sidetone::example::Credential) -> String + Send) {
-        sidetone::example::load(&mut self.sqlx().await, seal).await.unwrap();
+    pub(crate) async fn load_example_sealed(
+        &self,
+        seal: impl Fn(&sidetone::example::Credential) -> String + Send,
+    ) {
+        sidetone::example::load(&mut self.sqlx().await, seal)
+            .await
+            .unwrap();
     }
 }

@@ -10,3 +10,5 @@
 
 mod cluster;
 mod schema;
+mod feed;
+mod node;
