@@ -8,7 +8,11 @@
     reason = "a test fails by panicking"
 )]
 
+mod access;
+mod answers;
 mod cluster;
-mod schema;
+mod desk;
 mod feed;
 mod node;
+mod rows;
+mod schema;
