@@ -124,7 +124,11 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     if !read && !(posts && asked.method == Method::POST) {
         let allowed = if posts { "GET, HEAD, POST" } else { "GET, HEAD" };
-        return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed));
+        let form = match target {
+            Target::Question(wants) => wants.form(&asked.query),
+            Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+        };
+        return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
     match target {
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),

@@ -662,7 +662,8 @@ async fn without_a_copy_an_unreachable_postgres_is_not_ready_and_a_busy_one_over
     node.start();
     node.answering().await;
     until("the feed is connected", async || {
-        node.admin("GET", "/v1/admin/status", "").await.text("/feed/state") != "connecting"
+        let state = node.admin("GET", "/v1/admin/status", "").await.text("/feed/state");
+        ["listening", "pulling"].contains(&state.as_str())
     })
     .await;
     // Four may wait for Postgres at a time; the fifth finds no place in two seconds.
@@ -937,7 +938,7 @@ async fn every_spelling_of_a_number_is_answered_in_its_one_spelling() {
     ];
     const WRONG: &[&str] = &[
         "", " ", "abc", "+", "++14155550100", "+123456", "+1234567890123456", "+04155550100", "sip:alice@sip.example", "sip:@sip.example",
-        "04155550100", "+1415555010O", "<sip:+14155550100@sip.example", "tel:5550100;phone-context=sip.example", "+1415;5550100", "+14155550100 <+1>,<+2>",
+        "04155550100", "+1415555010O", "<sip:+14155550100@sip.example", "tel:555010;phone-context=sip.example", "+1415;5550100", "+14155550100 <+1>,<+2>",
         "\u{ff0b}14155550100",
     ];
     let node = shared_node().await;
