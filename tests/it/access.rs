@@ -371,6 +371,46 @@ async fn configured_rules_alone_say_who_may_ask_what() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rule_may_name_its_user_or_group() {
+    if !can_be_others() {
+        return;
+    }
+    let db = fresh().await;
+    db.load_example().await;
+    for rule in ["user = 'root'", "group = 'root'"] {
+        let mut node = Node::prepare(
+            &db.url(),
+            &format!("http.unix_mode = '0666'\n[[access]]\n{rule}\nallow = ['config']"),
+        );
+        node.start();
+        wait_ready(&node).await;
+        assert_eq!(ask(&node, who(0, 0), LOOKUP).is(), ok(), "{rule}");
+        assert_eq!(
+            ask(&node, who(0, 0), CREDENTIALS).is(),
+            forbidden(),
+            "{rule}"
+        );
+        let as_group = Who {
+            uid: USER,
+            gid: STRANGERS,
+            also: Some(0),
+        };
+        assert_eq!(
+            ask(&node, as_group, LOOKUP).code == 200,
+            rule.starts_with("group"),
+            "{rule}"
+        );
+    }
+    let mut node = Node::prepare(
+        &db.url(),
+        "[[access]]\nuser = 'nobody-of-this-name'\nallow = ['config']",
+    );
+    node.start();
+    assert!(!node.ended().success());
+    assert!(node.log().contains("nobody-of-this-name"), "{}", node.log());
+}
+
 /// Waits over TCP, where no rule counts, for the complete copy.
 async fn wait_ready(node: &Node) {
     node.answering().await;
