@@ -687,6 +687,12 @@ const ACCESS_DOC: &str = "\
 # providers = [\"openai\"]        # whose credentials; empty: all
 ";
 
+/// How access rules are written: an example, commented out as in the default file.
+#[must_use]
+pub fn access_doc() -> &'static str {
+    ACCESS_DOC
+}
+
 /// Every setting in the order of the reference.
 #[must_use]
 pub fn settings() -> Vec<Setting> {
@@ -779,7 +785,7 @@ fn merged(sources: &Sources) -> Result<Figment, Problem> {
     }
     for (key, raw) in &sources.flags {
         figment = figment.merge(Text {
-            place: format!("flag --{key}"),
+            place: "flag --set".to_owned(),
             key: key.clone(),
             value: typed(key, raw, &known),
         });

@@ -3,7 +3,11 @@
 //!
 //! Read down: each file uses only files below it.
 
+pub mod cli;
+pub mod daemon;
 pub mod example;
+pub mod http;
+pub mod log;
 pub mod feed;
 pub mod engine;
 pub mod cache;
@@ -19,6 +23,7 @@ pub mod seal;
 pub mod profile;
 pub mod metrics;
 pub mod health;
+pub mod access;
 pub mod config;
 pub mod condition;
 pub mod hours;

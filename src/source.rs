@@ -3,6 +3,7 @@
 //! One session per node. It pulls with one statement; what is larger is read in one repeatable-read transaction.
 //! Nothing here decides what a pull means: that is `change`.
 
+pub mod inspect;
 pub mod migrate;
 mod sql;
 mod target;

@@ -29,6 +29,35 @@ pub async fn run(conn: &mut PgConnection) -> Result<(), MigrateError> {
     migrator().run_direct(None, conn, false).await
 }
 
+/// One migration, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Its number.
+    pub version: i64,
+    /// What it does, from its file's name.
+    pub what: String,
+}
+
+/// The migrations that [`run`] would apply, in order. Changes nothing.
+///
+/// # Errors
+/// [`sqlx::Error`] when the list of applied ones cannot be read.
+pub async fn pending(conn: &mut PgConnection) -> Result<Vec<Step>, sqlx::Error> {
+    let recorded: bool =
+        sqlx::query_scalar("select to_regclass('sidetone._sqlx_migrations') is not null").fetch_one(&mut *conn).await?;
+    let applied: Vec<i64> = if recorded {
+        sqlx::query_scalar("select version from sidetone._sqlx_migrations where success").fetch_all(&mut *conn).await?
+    } else {
+        Vec::new()
+    };
+    let missing = |version: &i64| !applied.contains(version);
+    Ok(migrator()
+        .iter()
+        .filter(|migration| missing(&migration.version))
+        .map(|migration| Step { version: migration.version, what: migration.description.to_string() })
+        .collect())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,161 @@
+//! The reference, written from the code: settings, metrics, exit codes, routes, statuses.
+//!
+//! `docs/reference.md` is this text; a test keeps the two equal.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use clap::CommandFactory;
+
+use super::client::{Side, Status};
+use super::{Args, EXIT_CODES};
+use crate::config::{self, ENV_PREFIX, NOT_SETTINGS};
+use crate::metrics::Metrics;
+
+/// What can be asked: where, with what, for what.
+const ROUTES: &[(&str, &str, &str)] = &[
+    ("call", "`GET /v1/lookup?to=…`", "short view, `format=json` or `form`"),
+    ("call", "`GET /v1/lookup/{field}?to=…`", "that one flat field as text"),
+    ("call", "`GET /v1/resolve?to=…[&include=credentials]`", "full view; `ETag`, `If-None-Match` → 304"),
+    ("call", "`POST /v1/resolve`", "the same, asked with a JSON or form body"),
+    ("call", "`GET /v1/credentials?to=…[&provider=…]`", "credentials only; Unix socket only"),
+    ("call", "`GET /v1/explain?to=…[&at=…]`", "why the answer is what it is; no secrets, no prompt content"),
+    ("call", "`GET /healthz`", "the process lives"),
+    ("call", "`GET /readyz`", "the node can answer; the body tells whether it is fresh"),
+    ("call", "`GET /metrics`", "Prometheus text"),
+    ("admin", "`GET /v1/admin/status`", "one snapshot of the node's health"),
+    ("admin", "`POST /v1/admin/refresh`", "pull now and rebuild"),
+    ("admin", "`POST /v1/admin/verify`", "compare with Postgres and repair"),
+    ("admin", "`POST /v1/admin/keys/reload`", "read the keyring again"),
+    ("admin", "`PUT /v1/admin/log`", "change the log's filter"),
+];
+
+/// Everything as Markdown.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = String::from(
+        "# Reference\n\nWritten by `sidetone reference` from the code; write it anew with\n\
+         `sidetone reference > docs/reference.md`.\n",
+    );
+    settings(&mut text);
+    commands(&mut text);
+    routes(&mut text);
+    metrics(&mut text);
+    text
+}
+
+/// Writing to a string cannot fail.
+macro_rules! line {
+    ($to:expr, $($what:tt)*) => { let _ = writeln!($to, $($what)*); };
+}
+
+fn settings(text: &mut String) {
+    line!(text, "\n## Settings\n");
+    line!(
+        text,
+        "One TOML file (`{}`), the environment over it (`{ENV_PREFIX}POSTGRES__URL_FILE` is `postgres.url_file`), \
+         `--set key=value` over that.",
+        config::DEFAULT_PATH
+    );
+    let mut section = "";
+    for setting in config::settings() {
+        if setting.section != section {
+            section = setting.section;
+            line!(text, "\n### `[{section}]`\n\n| key | default | meaning |\n|---|---|---|");
+        }
+        line!(text, "| `{}` | `{}` | {} |", setting.key, setting.default, escaped(&setting.doc));
+    }
+    line!(text, "\n### `[[access]]`\n\n```toml\n{}```", config::access_doc());
+    line!(text, "\nVariables that are no settings: {}.", NOT_SETTINGS.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
+}
+
+fn commands(text: &mut String) {
+    line!(text, "\n## Commands\n\n| command | what it does |\n|---|---|");
+    for command in Args::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
+        line!(text, "| `sidetone {}` | {} |", command.get_name(), escaped(&about));
+    }
+    line!(text, "\n### Exit codes\n\n| code | meaning |\n|---|---|");
+    for (exit, meaning) in EXIT_CODES {
+        line!(text, "| {} | {} |", exit as u8, escaped(meaning));
+    }
+}
+
+fn routes(text: &mut String) {
+    line!(text, "\n## Routes\n\n| side | route | answer |\n|---|---|---|");
+    for (side, route, answer) in ROUTES {
+        line!(text, "| {side} | {} | {} |", escaped(route), escaped(answer));
+    }
+    line!(text, "\n### Statuses\n\n| side | status | HTTP | exit code | given when |\n|---|---|---|---|---|");
+    for status in Status::ALL {
+        let side = match status.side {
+            Side::Call => "call",
+            Side::Admin => "admin",
+        };
+        line!(text, "| {side} | `{}` | {} | {} | {} |", status.name, status.http, status.exit as u8, escaped(status.meaning));
+    }
+}
+
+fn metrics(text: &mut String) {
+    line!(text, "\n## Metrics\n\n| metric | type | labels | meaning |\n|---|---|---|---|");
+    let exposed = Metrics::new().map(|metrics| String::from_utf8_lossy(&metrics.text()).into_owned()).unwrap_or_default();
+    for (name, metric) in families(&exposed) {
+        line!(text, "| `{name}` | {} | {} | {} |", metric.kind, metric.labels, escaped(&metric.help));
+    }
+}
+
+#[derive(Debug, Default)]
+struct Family {
+    help: String,
+    kind: String,
+    labels: String,
+}
+
+/// The families of a text exposition, process metrics left out: those depend on the system.
+fn families(exposed: &str) -> BTreeMap<String, Family> {
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    for line in exposed.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap_or((rest, ""));
+            families.entry(name.to_owned()).or_default().help = help.to_owned();
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap_or((rest, ""));
+            families.entry(name.to_owned()).or_default().kind = kind.to_owned();
+        } else if let Some((name, rest)) = line.split_once('{') {
+            let name = name.strip_suffix("_bucket").unwrap_or(name);
+            let labels = rest.split_once('}').map_or("", |(labels, _)| labels);
+            let names = labels.split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label);
+            let names: Vec<String> = names.filter(|label| *label != "le").map(|label| format!("`{label}`")).collect();
+            if let Some(family) = families.get_mut(name) {
+                family.labels = names.join(", ");
+            }
+        }
+    }
+    families.retain(|name, _| name.starts_with("sidetone_"));
+    families
+}
+
+/// A cell of a Markdown table.
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_in_the_repository_is_the_one_the_code_writes() {
+        let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md")).unwrap();
+        assert_eq!(committed, markdown(), "write it anew with `sidetone reference > docs/reference.md`");
+    }
+
+    #[test]
+    fn a_histogram_is_listed_once_with_its_labels() {
+        let text = "# HELP sidetone_x Time\n# TYPE sidetone_x histogram\nsidetone_x_bucket{route=\"a\",le=\"1\"} 0\n\
+                    sidetone_x_sum{route=\"a\"} 0\n# HELP process_y z\n# TYPE process_y gauge\nprocess_y 1\n";
+        let families = families(text);
+        assert_eq!(families.len(), 1);
+        assert_eq!(families["sidetone_x"].labels, "`route`");
+    }
+}
