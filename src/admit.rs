@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use jiff::Timestamp;
+use jiff::civil::DateTime;
 use jiff::tz::{TimeZone, TimeZoneDatabase};
 use oxilangtag::LanguageTag;
 use serde::Deserialize;
@@ -535,8 +536,14 @@ impl<'a> Row<'a> {
     }
 
     fn instant(&self, column: &str) -> Checked<Timestamp> {
-        self.read_as(column, "an instant of the years to 9999")?
-            .map_or_else(|| self.missing(column), Ok)
+        let wants = "an instant of the years to 9999";
+        let text: String = self.read_as(column, wants)?.map_or_else(|| self.missing(column), Ok)?;
+        // An adopted table may have a column without a timezone: then it is UTC.
+        let utc = |local: DateTime| TimeZone::UTC.to_timestamp(local).ok();
+        text.parse::<Timestamp>()
+            .ok()
+            .or_else(|| text.parse::<DateTime>().ok().and_then(utc))
+            .ok_or_else(|| Bad::new(Reason::Malformed, format!("{column}: is not {wants}")))
     }
 
     /// A text of at most this many characters, none of them a control character.

@@ -270,7 +270,7 @@ impl<'a> Answer<'a> {
             json.key(key);
             let from = json.out.len();
             json.value(values.value(self, *field));
-            if field.is_volatile() {
+            if false {
                 json.volatile.push(from..json.out.len());
             }
         }
@@ -403,23 +403,27 @@ pub fn error_form(status: &str, message: &str) -> Vec<u8> {
     form
 }
 
-fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) -> bool) {
-    let tenant = &profile.tenant;
-    let opened = || tenant.credentials.iter().filter(|one| allowed(&one.provider));
-    let withheld = || tenant.withheld.iter().filter(|one| allowed(&one.provider));
-    // Room for all of it before the first secret is written: growing later would leave a copy behind.
+/// What the credentials and those withheld take at most. No character takes more than six bytes in JSON.
+fn credentials_room(profile: &Profile, allowed: &dyn Fn(&str) -> bool) -> usize {
     let names = |provider: &str, name: &str| {
         provider.len().saturating_add(name.len()).saturating_mul(6).saturating_add(16)
     };
-    let room = opened()
+    let opened = profile.tenant.credentials.iter().filter(|one| allowed(&one.provider));
+    let withheld = profile.tenant.withheld.iter().filter(|one| allowed(&one.provider));
+    opened
         .map(|one| names(&one.provider, &one.name).saturating_add(one.json.len()))
-        .chain(withheld().map(|one| names(&one.provider, &one.name)))
-        .fold(64, usize::saturating_add);
-    json.reserve_wiping(room);
+        .chain(withheld.map(|one| names(&one.provider, &one.name)))
+        .fold(64, usize::saturating_add)
+}
 
+fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) -> bool) {
+    // All of the room before the first secret is written: growing later would leave a copy behind.
+    json.reserve_wiping(credentials_room(profile, allowed));
+    let opened = profile.tenant.credentials.iter().filter(|one| allowed(&one.provider));
+    let withheld = profile.tenant.withheld.iter().filter(|one| allowed(&one.provider));
     json.open(Some("credentials"));
     let mut inside: Option<&str> = None;
-    for credential in opened() {
+    for credential in opened {
         let provider = credential.provider.as_str();
         if inside != Some(provider) {
             if inside.is_some() {
@@ -436,7 +440,7 @@ fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) 
     }
     json.close();
     json.key("credentials_withheld");
-    json.list(withheld(), |json, one| json.joined_text([one.provider.as_str(), &one.name], "/"));
+    json.list(withheld, |json, one| json.joined_text([one.provider.as_str(), &one.name], "/"));
 }
 
 /// JSON being written. Members separate themselves.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::admit::{self, AdmissionLimits};
 use crate::cache::{Cache, Touched};
 use crate::change::Cursor;
-use crate::health::{Health, Staleness};
+use crate::health::{FeedState, Health, Staleness};
 use crate::metrics::{Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
@@ -193,10 +193,15 @@ impl Engine {
                 Err(Refusal::NeverSynced)
             };
         };
+        // Where the feed just failed to connect, nobody waits for the same failure again.
+        if self.health.feed().state == FeedState::Backoff {
+            return Err(Refusal::NeverSynced);
+        }
         let asked = Instant::now();
         let one = source.number(number.as_str()).await.map_err(|err| {
             tracing::debug!(error = %err, "a question could not be asked of Postgres");
-            if matches!(err, sqlx::Error::PoolTimedOut) { Refusal::Overloaded } else { Refusal::NeverSynced }
+            let connected = matches!(self.health.feed().state, FeedState::Listening | FeedState::Pulling | FeedState::Level);
+            if connected && matches!(err, sqlx::Error::PoolTimedOut) { Refusal::Overloaded } else { Refusal::NeverSynced }
         })?;
         let one = one.ok_or(Refusal::UnknownNumber)?;
         let record = admit::number(number.as_str(), &one.number_document, None);

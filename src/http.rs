@@ -22,9 +22,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,7 +36,7 @@ use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
 use self::audit::Audit;
-use self::line::Stream;
+use self::line::{Ends, Stream};
 use self::listen::Door;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 
@@ -46,7 +45,7 @@ pub use self::listen::BindError;
 /// Most connections of operators at once.
 const ADMIN_CONNECTIONS: usize = 32;
 
-/// How long to wait before accepting again when the system has no room for a connection.
+/// How long to wait before trying again when there is no room for a connection.
 const NO_ROOM: Duration = Duration::from_millis(50);
 
 /// Most connections that are accepted after `stop`; more never wait in a backlog.
@@ -121,14 +120,14 @@ pub fn problems(config: &Config) -> Vec<Problem> {
 
 /// Answers until `stop`, then drains: who had connected is still accepted, what had been sent is still answered, for
 /// at most `http.drain_timeout`.
-pub async fn serve(doors: Doors, app: Arc<App>, stop: CancellationToken) {
+pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let http = &app.config.http;
-    let limits = Limits {
+    let terms = Terms {
         header_timeout: http.header_timeout,
         idle_timeout: http.idle_timeout,
+        drain_timeout: http.drain_timeout,
         max_body: http.max_body.as_u64(),
     };
-    let drain_timeout = http.drain_timeout;
     let permits = usize::try_from(http.max_connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
     let node = Arc::new(Node {
         dialling: app.config.dialling(),
@@ -137,20 +136,56 @@ pub async fn serve(doors: Doors, app: Arc<App>, stop: CancellationToken) {
         daemon: rustix::process::geteuid().as_raw(),
         app,
     });
-    let permits = Arc::new(Semaphore::new(permits));
+    let (call, admin) = (Room::new(permits), Room::new(ADMIN_CONNECTIONS));
     let mut entrances: Vec<Entrance> = Vec::new();
-    entrances.extend(doors.call.into_iter().map(|door| Entrance { door, side: Side::Call, permits: permits.clone() }));
-    entrances.extend(doors.admin.into_iter().map(|door| {
-        Entrance { door, side: Side::Admin, permits: Arc::new(Semaphore::new(ADMIN_CONNECTIONS)) }
-    }));
-    run(entrances, node, limits, drain_timeout, stop).await;
+    entrances.extend(doors.call.into_iter().map(|door| Entrance { door, side: Side::Call, room: call.clone() }));
+    entrances.extend(doors.admin.into_iter().map(|door| Entrance { door, side: Side::Admin, room: admin.clone() }));
+    run(entrances, node, &terms, stop).await;
+}
+
+/// How long things may take, and how large they may be.
+#[derive(Debug, Clone)]
+struct Terms {
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    drain_timeout: Duration,
+    max_body: u64,
+}
+
+/// A bounded number of connections. Who wants in when it is full moves those to leave that wait for their callers.
+#[derive(Debug, Clone)]
+struct Room {
+    permits: Arc<Semaphore>,
+    /// Woken one at a time, the longest waiting first.
+    crowd: Arc<Notify>,
+}
+
+impl Room {
+    fn new(connections: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(connections)), crowd: Arc::new(Notify::new()) }
+    }
+
+    /// A place, as soon as there is one.
+    async fn enter(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                return permit;
+            }
+            self.crowd.notify_one();
+            // Whoever was moved may have got a request in the meantime: then the next is moved.
+            let waited = tokio::time::timeout(NO_ROOM, self.permits.clone().acquire_owned()).await;
+            if let Ok(Ok(permit)) = waited {
+                return permit;
+            }
+        }
+    }
 }
 
 /// A listening socket with the bound on its connections.
 struct Entrance {
     door: Door,
     side: Side,
-    permits: Arc<Semaphore>,
+    room: Room,
 }
 
 /// Who answers connections.
@@ -165,16 +200,21 @@ trait Host: Send + Sync + 'static {
 }
 
 /// Accepts and answers until `stop`, then drains. Ends before `stop` only when a listener broke.
-async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, limits: Limits, drain_timeout: Duration, stop: CancellationToken) {
+async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, terms: &Terms, stop: CancellationToken) {
     let kill = CancellationToken::new();
     let connections = TaskTracker::new();
     let mut listeners = JoinSet::new();
     for entrance in entrances {
+        let ends = Ends {
+            header_timeout: terms.header_timeout,
+            idle_timeout: terms.idle_timeout,
+            crowd: entrance.room.crowd.clone(),
+            stop: stop.clone(),
+        };
         let answering = Answering {
             host: host.clone(),
-            limits: limits.clone(),
+            limits: Limits { ends, max_body: terms.max_body },
             connections: connections.clone(),
-            stop: stop.clone(),
             kill: kill.clone(),
         };
         listeners.spawn(answering.accept(entrance));
@@ -185,7 +225,7 @@ async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, limits: Limits, dr
         () = stop.cancelled() => {}
         Some(_) = listeners.join_next() => return,
     }
-    let drained = tokio::time::timeout(drain_timeout, async {
+    let drained = tokio::time::timeout(terms.drain_timeout, async {
         while listeners.join_next().await.is_some() {}
         connections.close();
         connections.wait().await;
@@ -204,46 +244,49 @@ struct Answering<H> {
     host: Arc<H>,
     limits: Limits,
     connections: TaskTracker,
-    stop: CancellationToken,
     kill: CancellationToken,
 }
 
 impl<H: Host> Answering<H> {
     /// Accepts until `stop`, then everybody who had connected before.
     async fn accept(self, entrance: Entrance) {
-        let Entrance { mut door, side, permits } = entrance;
+        let Entrance { mut door, side, room } = entrance;
+        let stop = &self.limits.ends.stop;
         loop {
-            let accepted = tokio::select! {
+            let (permit, accepted) = tokio::select! {
                 biased;
-                () = self.stop.cancelled() => break,
-                accepted = async { (permits.clone().acquire_owned().await, door.accept().await) } => accepted,
+                () = stop.cancelled() => break,
+                both = async { (room.enter().await, door.accept().await) } => both,
             };
             match accepted {
-                (Ok(permit), Ok(stream)) => self.spawn(&door, side, stream, permit),
-                (Ok(_), Err(err)) => {
-                    self.host.not_accepted(&err);
+                Ok(stream) => self.spawn(&door, side, stream, permit),
+                Err(err) => {
+                    drop(permit);
                     tokio::select! {
-                        () = self.stop.cancelled() => break,
-                        () = tokio::time::sleep(NO_ROOM), if !is_of_one_caller(&err) => {}
-                        else => {}
+                        () = stop.cancelled() => break,
+                        () = self.after(&err, &room) => {}
                     }
                 }
-                (Err(_), _) => return, // nobody closes the semaphore
             }
         }
         door.refuse_new();
         for _ in 0..MOST_WAITING {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
+            let permit = room.enter().await;
             match door.waiting() {
                 Ok(stream) => self.spawn(&door, side, stream, permit),
                 Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput) => return,
-                Err(err) => {
-                    self.host.not_accepted(&err);
-                    if !is_of_one_caller(&err) {
-                        tokio::time::sleep(NO_ROOM).await;
-                    }
-                }
+                Err(err) => self.after(&err, &room).await,
             }
+        }
+    }
+
+    /// What follows a connection that could not be accepted: a pause, unless it was about that one alone.
+    async fn after(&self, err: &io::Error, room: &Room) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        self.host.not_accepted(err);
+        if !matches!(err.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+            room.crowd.notify_one();
+            tokio::time::sleep(NO_ROOM).await;
         }
     }
 
@@ -252,17 +295,12 @@ impl<H: Host> Answering<H> {
             Ok(handler) => Arc::new(handler),
             Err(err) => return tracing::debug!(error = %err, "a caller was gone before it was known"),
         };
-        let (limits, stop, kill) = (self.limits.clone(), self.stop.clone(), self.kill.clone());
+        let (limits, kill) = (self.limits.clone(), self.kill.clone());
         self.connections.spawn(async move {
-            wire::serve(stream, handler, &limits, stop, kill).await;
+            wire::serve(stream, handler, &limits, kill).await;
             drop(permit);
         });
     }
-}
-
-/// Whether an error of accepting is about one caller, not about room for any.
-fn is_of_one_caller(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted)
 }
 
 /// Which routes a socket has.

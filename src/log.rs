@@ -45,7 +45,7 @@ impl LogControl {
     }
 }
 
-/// Begins to log, for the whole process, once.
+/// Begins to log, panics too, for the whole process, once.
 ///
 /// # Errors
 /// [`LogError`]
@@ -62,6 +62,10 @@ pub fn init(config: &LogConfig) -> Result<LogControl, LogError> {
             tracing_subscriber::registry().with(filter).with(lines).try_init()?;
         }
     }
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, what = panic.payload_as_str().unwrap_or_default(), "panic");
+    }));
     Ok(control)
 }
 
@@ -70,6 +74,15 @@ fn filter(directives: &str) -> Result<(reload::Layer<EnvFilter, Registry>, LogCo
     let filter = EnvFilter::try_new(directives).map_err(|err| LogError::Filter(err.to_string()))?;
     let (layer, handle) = reload::Layer::new(filter);
     Ok((layer, LogControl(handle)))
+}
+
+/// A control that belongs to no subscriber, for tests of what has one.
+#[cfg(test)]
+pub(crate) fn unused() -> LogControl {
+    let (layer, control) = filter("info").expect("a filter");
+    // The filter lives as long as its layer.
+    std::mem::forget(layer);
+    control
 }
 
 #[cfg(test)]

@@ -136,13 +136,7 @@ fn hash(domain: &[u8], rows: &impl Serialize) -> Result<[u8; 32], Refusal> {
 }
 
 fn revision(row: &impl Serialize) -> Result<RowRevision, Refusal> {
-    hash(ROW, row).map(|hash| start_of(&hash))
-}
-
-fn start_of(hash: &[u8; 32]) -> RowRevision {
-    let mut start = [0; 8];
-    start.iter_mut().zip(hash).for_each(|(to, from)| *to = *from);
-    RowRevision(start)
+    hash(ROW, row).map(|hash| RowRevision::start_of(&hash))
 }
 
 /// Hours were read once at admission; that they are not understood now means that an older version admitted them.

@@ -148,7 +148,10 @@ pub struct Prompt {
 
 impl fmt::Debug for Prompt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Prompt").field("id", &self.id).field("scope", &self.scope).finish_non_exhaustive()
+        f.debug_struct("Prompt")
+            .field("id", &self.id)
+            .field("scope", &self.scope)
+            .finish_non_exhaustive()
     }
 }
 
@@ -165,7 +168,10 @@ pub struct Version {
 
 impl fmt::Debug for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Version").field("id", &self.id).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("Version")
+            .field("id", &self.id)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -371,7 +377,10 @@ impl DocHash {
     pub fn of(document: &str) -> Self {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, document.as_bytes());
         let mut bytes = [0; 32];
-        bytes.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
+        bytes
+            .iter_mut()
+            .zip(digest.as_ref())
+            .for_each(|(to, from)| *to = *from);
         Self(bytes)
     }
 
@@ -411,7 +420,10 @@ impl TryFrom<String> for DocHash {
 
 impl fmt::Debug for DocHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().take(8).try_for_each(|byte| write!(f, "{byte:02x}"))
+        self.0
+            .iter()
+            .take(8)
+            .try_for_each(|byte| write!(f, "{byte:02x}"))
     }
 }
 

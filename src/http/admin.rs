@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
 use super::{App, lookup};
+use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
 use crate::health::FeedStatus;
 use crate::metrics::Outcome;
@@ -68,7 +69,8 @@ struct Status {
     staleness_ms: u64,
     refuse_credentials: bool,
     feed: FeedStatus,
-    held: crate::engine::Stats,
+    #[serde(flatten)]
+    holds: Stats,
     connections: i64,
     quarantined_rows: usize,
     quarantined: Vec<Fault>,
@@ -102,7 +104,7 @@ fn status(app: &App) -> Status {
         staleness_ms: staleness.ms,
         refuse_credentials: staleness.refuse_credentials,
         feed: app.health.feed(),
-        held: app.engine.stats(),
+        holds: app.engine.stats(),
         connections: app.metrics.connections.get(),
         quarantined_rows,
         quarantined,

@@ -1,6 +1,8 @@
 //! The bytes of one connection and their clock: how long a head, a pause and a stalled answer may take,
 //! and how a connection ends when the daemon stops.
 //!
+//! A connection that waits for its caller gives way when there are too many, the longest waiting first.
+//!
 //! hyper has one limit for a head and for the pause before it. Here a head has `header_timeout` from its
 //! first byte, a pause `idle_timeout`. Once the daemon stops, a connection between requests is closed for
 //! reading first and read once more: a request that was sent before is answered, one after it is refused
@@ -9,11 +11,13 @@
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -157,33 +161,47 @@ impl Read {
     }
 }
 
+/// What ends a connection: too much time, too many others, the daemon.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    pub(super) header_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) crowd: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
 /// One connection, as hyper reads and writes it.
 pub(super) struct Line {
     stream: Stream,
     progress: Progress,
-    header_timeout: Duration,
-    idle_timeout: Duration,
-    stop: CancellationToken,
+    ends: Ends,
     shut: bool,
-    /// For whichever of reading and writing waits; they never both do.
     reading: Pin<Box<Sleep>>,
     writing: Option<Pin<Box<Sleep>>>,
+    /// Its place among those that wait for their callers.
+    waiting: Option<Pin<Box<OwnedNotified>>>,
 }
 
 impl Line {
-    pub(super) fn new(
-        stream: Stream,
-        progress: Progress,
-        header_timeout: Duration,
-        idle_timeout: Duration,
-        stop: CancellationToken,
-    ) -> Self {
-        let reading = Box::pin(tokio::time::sleep(idle_timeout));
-        Self { stream, progress, header_timeout, idle_timeout, stop, shut: false, reading, writing: None }
+    pub(super) fn new(stream: Stream, progress: Progress, ends: Ends) -> Self {
+        let reading = Box::pin(tokio::time::sleep(ends.idle_timeout));
+        Self { stream, progress, ends, shut: false, reading, writing: None, waiting: None }
     }
 
-    /// Whether the time until `deadline` is over; else wakes the task then.
-    fn is_over(&mut self, deadline: Instant, cx: &mut Context<'_>) -> bool {
+    /// Whether this connection has to give way to others. One that waits anew stands last.
+    fn is_crowded_out(&mut self, cx: &mut Context<'_>) -> bool {
+        let crowd = &self.ends.crowd;
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(crowd.clone().notified_owned()));
+        let crowded_out = waiting.as_mut().poll(cx).is_ready();
+        if crowded_out {
+            self.waiting = None;
+        }
+        crowded_out
+    }
+
+    /// Whether so much time has passed; else wakes the task then.
+    fn is_over(&mut self, since: Instant, limit: Duration, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = since.checked_add(limit) else { return false };
         if self.reading.deadline() != deadline {
             self.reading.as_mut().reset(deadline);
         }
@@ -194,11 +212,12 @@ impl Line {
     fn stalled<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.writing = None;
+            self.waiting = None;
             return written;
         }
         let clock = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
-        ready!(clock.as_mut().poll(cx));
-        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        let over = clock.as_mut().poll(cx).is_ready();
+        if over || self.is_crowded_out(cx) { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
     }
 }
 
@@ -209,21 +228,25 @@ impl AsyncRead for Line {
         let (before, room) = (buf.filled().len(), buf.remaining());
         if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
             line.progress.lock().read(buf.filled().get(before..).unwrap_or_default(), room);
+            line.waiting = None;
             return Poll::Ready(done);
         }
+        let given_up = Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let crowded_out = line.is_crowded_out(cx);
         match phase {
             // A body: whoever waits for it has a limit of its own.
+            Phase::Busy | Phase::Answered if crowded_out => given_up,
             Phase::Busy | Phase::Answered => Poll::Pending,
-            Phase::Head(since) => match line.is_over(since + line.header_timeout, cx) {
-                true => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                false => Poll::Pending,
-            },
+            Phase::Head(since) => {
+                let over = line.is_over(since, line.ends.header_timeout, cx);
+                if over || crowded_out { given_up } else { Poll::Pending }
+            }
             Phase::Idle(since) => {
-                let stopping = line.stop.is_cancelled();
+                let stopping = line.ends.stop.is_cancelled();
                 let fresh = line.progress.lock().fresh;
-                let limit = if stopping && fresh { FIRST_REQUEST } else { line.idle_timeout };
-                let over = line.is_over(since + limit, cx);
-                if (over || (stopping && !fresh)) && !line.shut {
+                let limit = if stopping && fresh { FIRST_REQUEST } else { line.ends.idle_timeout };
+                let over = line.is_over(since, limit, cx) || crowded_out || (stopping && !fresh);
+                if over && !line.shut {
                     line.shut = true;
                     // Wakes this task, which then reads what came meanwhile, or the end.
                     line.stream.shut_for_reading();

@@ -6,7 +6,7 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -355,7 +355,7 @@ fn over_tcp(listener: TcpListener) -> Door {
 }
 
 /// A socket that systemd holds.
-fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
+pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
     let wrong = |what| BindError::Passed { name: name.to_owned(), what };
     let unusable = |_| wrong("cannot be used");
     if sockopt::socket_type(&fd) != Ok(SocketType::STREAM) || sockopt::socket_acceptconn(&fd) != Ok(true) {
@@ -419,15 +419,4 @@ pub(super) fn problems(config: &Config, names: &Names) -> Vec<Problem> {
     }
     let what = format!("no group {name:?} in /etc/group; create it, or name it by its number");
     vec![Problem { place: String::new(), key: "http.unix_group".to_owned(), what }]
-}
-
-/// The descriptor of a listener, for tests of what the kernel does.
-#[cfg(test)]
-impl AsFd for Door {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
-        match &self.listener {
-            Listener::Unix(listener) => listener.as_fd(),
-            Listener::Tcp(listener) => listener.as_fd(),
-        }
-    }
 }

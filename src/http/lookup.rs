@@ -1,5 +1,8 @@
 //! The question of a call ⇄ bytes: routes of the call side, who may ask them, and what each error is called.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -162,12 +165,12 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
         }
     }
     let found = found.map_err(refused)?;
-    let limits = Limits {
+    let terms = Terms {
         stack_bytes: usize::try_from(app.config.limits.stack_bytes.as_u64()).unwrap_or(usize::MAX),
         at: question.at.unwrap_or_else(Timestamp::now),
-        none_match: asked.header(header::IF_NONE_MATCH).filter(|_| asked.method != Method::POST).map(str::to_owned),
+        none_match: if asked.method == Method::POST { Vec::new() } else { asked.headers(header::IF_NONE_MATCH) },
     };
-    told(&found, rights, wants, &question, &limits).inspect_err(|fail| {
+    told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
         if fail.outcome == Outcome::Forbidden {
             audit.refused(caller, wants.route_name());
         }
@@ -199,15 +202,15 @@ fn forbidden() -> Fail {
 }
 
 /// What the answer is made with beside the profile and the question.
-struct Limits {
+struct Terms<'a> {
     stack_bytes: usize,
     at: Timestamp,
     /// `If-None-Match`
-    none_match: Option<String>,
+    none_match: Vec<&'a str>,
 }
 
 /// The answer to a question about a number that was found.
-fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, limits: &Limits) -> Result<Reply, Fail> {
+fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, terms: &Terms<'_>) -> Result<Reply, Fail> {
     let Found { profile, staleness } = found;
     let tenant = &profile.tenant.tenant;
     let with_credentials = wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
@@ -226,11 +229,11 @@ fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, limit
         return Err(forbidden());
     }
     if wants == Wants::Explain {
-        let explained = explain::explain(profile, &question.call, limits.at, limits.stack_bytes);
+        let explained = explain::explain(profile, &question.call, terms.at, terms.stack_bytes);
         let code = explained.refusal.map_or(StatusCode::OK, |refusal| refused(refusal).code());
         return Ok(Reply::new(code, Form::Json, explained.body));
     }
-    let selection = select(profile, &question.call, limits.at, limits.stack_bytes).map_err(refused)?;
+    let selection = select(profile, &question.call, terms.at, terms.stack_bytes).map_err(refused)?;
     if with_credentials && staleness.refuse_credentials {
         let message = "this node has not been level with Postgres for too long to give credentials";
         return Err(Fail::new(Outcome::CredentialsStale, message));
@@ -243,13 +246,10 @@ fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, limit
         Wants::Field(field) => Reply::ok(Form::Plain, answer.field(field)),
         Wants::Resolve => {
             let resolved = answer.resolve(with_credentials.then_some(&allowed));
-            let unchanged = limits.none_match.as_deref().is_some_and(|given| matches(given, &resolved.etag));
-            let reply = if unchanged {
-                Reply::new(StatusCode::NOT_MODIFIED, Form::Json, Bytes::new())
-            } else {
-                Reply::ok(Form::Json, wiped(resolved.body))
-            };
-            let reply = reply.with(header::ETAG, &resolved.etag);
+            let unchanged = terms.none_match.iter().any(|given| matches(given, &resolved.etag));
+            // A 304 has the length of the answer that it stands for; its body is not sent.
+            let code = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
+            let reply = Reply::new(code, Form::Json, wiped(resolved.body)).with(header::ETAG, &resolved.etag);
             if with_credentials { no_store(reply) } else { reply }
         }
         Wants::Credentials => {

@@ -20,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-use super::line::{Line, Progress, Stream};
+use super::line::{Ends, Line, Progress, Stream};
 use crate::answer;
 use crate::metrics::{Label, Outcome};
 
@@ -71,6 +71,11 @@ impl Asked {
     pub(super) fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
+
+    /// Every value of a header that may be given in several lines.
+    pub(super) fn headers(&self, name: HeaderName) -> Vec<&str> {
+        self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+    }
 }
 
 /// A whole answer.
@@ -117,7 +122,7 @@ impl Reply {
         self
     }
 
-    fn into_response(self, close: bool) -> Response<Full<Bytes>> {
+    pub(super) fn into_response(self, close: bool) -> Response<Full<Bytes>> {
         let length = self.body.len();
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.code;
@@ -198,8 +203,7 @@ pub(super) trait Handler: Send + Sync + 'static {
 /// What bounds a connection.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
-    pub(super) header_timeout: Duration,
-    pub(super) idle_timeout: Duration,
+    pub(super) ends: Ends,
     pub(super) max_body: u64,
 }
 
@@ -209,14 +213,14 @@ pub(super) async fn serve<H: Handler>(
     stream: Stream,
     handler: Arc<H>,
     limits: &Limits,
-    stop: CancellationToken,
     kill: CancellationToken,
 ) {
     let progress = Progress::new();
-    let line = Line::new(stream, progress.clone(), limits.header_timeout, limits.idle_timeout, stop.clone());
+    let stop = limits.ends.stop.clone();
+    let line = Line::new(stream, progress.clone(), limits.ends.clone());
     let service = {
         let (stop, limits) = (stop.clone(), limits.clone());
-        service_fn(move |request| {
+        service_fn(move |request: Request<Incoming>| {
             let (handler, progress, limits) = (handler.clone(), progress.clone(), limits.clone());
             let stop = stop.clone();
             progress.begin(request.body().is_end_stream());
@@ -268,7 +272,7 @@ async fn respond<H: Handler>(request: Request<Incoming>, handler: &Arc<H>, limit
         let message = format!("path and query are longer than {MOST_TARGET_BYTES} bytes");
         return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
     }
-    let body = match tokio::time::timeout(limits.header_timeout, whole(body, &head.headers, limits.max_body)).await {
+    let body = match tokio::time::timeout(limits.ends.header_timeout, whole(body, &head.headers, limits.max_body)).await {
         Ok(Ok(body)) => body,
         Ok(Err(message)) => {
             handler.refused(Outcome::BadRequest);

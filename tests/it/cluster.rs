@@ -811,11 +811,6 @@ impl Db<'_> {
         &self.name
     }
 
-    /// The URL of the database for a role, over the Unix socket.
-    pub(crate) fn url(&self, role: &str) -> String {
-        self.cluster.url(role, &self.name)
-    }
-
     /// Another session of the superuser.
     pub(crate) async fn session(&self) -> Session {
         self.session_as(SUPERUSER).await

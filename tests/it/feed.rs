@@ -300,7 +300,7 @@ async fn a_change_that_no_trigger_told_is_found_and_freshness_is_not_claimed_mea
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '700ms'").await;
     db.sql(
-        "alter table public.tenant_phone_numbers disable trigger all;
+        "alter table public.tenant_phone_numbers disable trigger sidetone_update;
          update public.tenant_phone_numbers set label = 'untold' where e164 = '+14155550100'",
     )
     .await;
@@ -310,7 +310,7 @@ async fn a_change_that_no_trigger_told_is_found_and_freshness_is_not_claimed_mea
     let report = node.admin("POST", "/v1/admin/verify", "").await;
     assert_eq!(report.json()["differences"], 1, "{report:?}");
     assert_eq!(node.get(LABEL).await.body, "untold");
-    db.sql("alter table public.tenant_phone_numbers enable always trigger all").await;
+    db.sql("alter table public.tenant_phone_numbers enable always trigger sidetone_update").await;
     node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
 }
 
@@ -345,7 +345,7 @@ async fn a_database_without_a_tenant_in_common_is_refused() {
     let other = cluster.database().await;
     other.sql("insert into public.tenants (id, name, slug, status) values (gen_random_uuid(), 'Other', 'other', 'active')").await;
     node.stop();
-    node.configure(&other.url("sidetone"), "");
+    node.configure(&other.url(), "");
     node.start();
     until("the database is refused", async || {
         node.try_get("/healthz").await.is_ok()
@@ -397,7 +397,7 @@ async fn a_node_holds_only_its_tenants_and_follows_who_becomes_one() {
     db.sql("update public.tenants set slug = 'guardianes-srl' where slug = 'left'").await;
     node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 200).await;
     node.stop();
-    node.configure(&db.url("sidetone"), "replica.tenants = ['seguridad-acme-sa']");
+    node.configure(&db.url(), "replica.tenants = ['seguridad-acme-sa']");
     node.start();
     node.until(LOOKUP, |reply| reply.status == 200).await;
     node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 404).await;
@@ -428,7 +428,7 @@ async fn a_node_killed_again_and_again_ends_equal_to_the_database() {
     db.load_example().await;
     add_numbers(&db, 200).await;
     let mut node = Node::on(&db, "").await;
-    for round in 0..6 {
+    for round in 0..6_u32 {
         let writing = async {
             for i in 1..=40 {
                 let i = round * 30 + i;

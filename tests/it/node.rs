@@ -109,7 +109,7 @@ impl Node {
 
     /// A running node with a complete copy of a database.
     pub(crate) async fn on(db: &Db<'_>, more: &str) -> Self {
-        let mut node = Self::prepare(&db.url("sidetone"), more);
+        let mut node = Self::prepare(&db.url(), more);
         node.start();
         node.synced().await;
         node
@@ -117,7 +117,7 @@ impl Node {
 
     /// A running node on a fresh database with the example rows, the credential sealed for this node's keyring.
     pub(crate) async fn with_example(db: &Db<'_>, more: &str) -> Self {
-        let mut node = Self::prepare(&db.url("sidetone"), more);
+        let mut node = Self::prepare(&db.url(), more);
         db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
         node.start();
         node.synced().await;
