@@ -389,10 +389,10 @@ fn judge(seen: &Inspection, findings: &mut Findings) {
         ([], []) => findings.ok("grants", format!("role {} reads all that answers are made of", seen.role)),
         (missing, unreadable) => {
             if !missing.is_empty() {
-                findings.problem("tables", format!("not there: {}", missing.join(", ")), MIGRATE);
+                findings.problem("tables", format!("not there: {}", named(missing)), MIGRATE);
             }
             if !unreadable.is_empty() {
-                findings.problem("grants", format!("role {} may not read {}", seen.role, unreadable.join(", ")), ROLES);
+                findings.problem("grants", format!("role {} may not read {}", seen.role, named(unreadable)), ROLES);
             }
         }
     }
@@ -436,6 +436,20 @@ fn judge(seen: &Inspection, findings: &mut Findings) {
         ),
         None => {}
     }
+}
+
+/// Columns as `table.column`; a table that lacks all that is read of it as `table`.
+fn named(columns: &[String]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (table, read) in inspect::READS {
+        let of_table = columns.iter().filter(|name| name.split('.').next() == Some(table.as_str()));
+        if of_table.clone().count() == read.len() {
+            names.push(table.as_str());
+        } else {
+            names.extend(of_table.map(String::as_str));
+        }
+    }
+    names.join(", ")
 }
 
 #[cfg(test)]
@@ -495,6 +509,23 @@ ok  doorbell  on
         let findings = judged(&seen);
         assert_eq!(findings.worst(), Level::Problem);
         assert!(report(&findings).contains("prompts.name"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_table_that_is_not_there_is_named_once() {
+        let mut columns: Vec<String> = ["id", "prompt_id", "version", "content"].map(|c| format!("prompt_versions.{c}")).into();
+        columns.push("prompts.name".into());
+        assert_eq!(named(&columns), "prompts.name, prompt_versions");
+    }
+
+    #[test]
+    fn the_role_of_the_repository_reads_what_is_inspected_and_nothing_else() {
+        let roles = include_str!("../../deploy/sql/roles.sql");
+        for (table, columns) in inspect::READS {
+            let grant = format!("grant select ({})\n    on public.{} to sidetone;", columns.join(", "), table.as_str());
+            assert!(roles.contains(&grant), "{grant}");
+        }
+        assert_eq!(roles.matches("grant select (").count(), inspect::READS.len());
     }
 
     #[test]

@@ -217,7 +217,7 @@ const SAMPLES: &[Sample] = &[
         shown: Shown::AsItIs,
     },
     Sample {
-        title: "The same for a dialplan that splits at & and =",
+        title: "For a dialplan that splits at & and =; the number as it stands in the SIP header",
         path: "/v1/lookup",
         query: &[("to", "sip:+541150000002@sip.example;user=phone"), ("format", "form")],
         shown: Shown::AsItIs,
@@ -276,7 +276,7 @@ impl Scene<'_> {
             let target = client::target(sample.path, &query);
             let reply = self.client.get(&target, QUICK).await?;
             let body = match (sample.shown, serde_json::from_slice::<Value>(&reply.body)) {
-                (Shown::AsTable, Ok(answer)) => explain::explanation(&answer),
+                (Shown::AsTable, Ok(answer)) => explain::prompts(&answer),
                 _ => format!("{}\n", output::printable(&String::from_utf8_lossy(&reply.body))),
             };
             let code = if reply.is_ok() { String::new() } else { dim(&format!("HTTP {}\n", reply.code.as_u16())) };

@@ -31,7 +31,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &ExplainArgs) -> Result<Exit, C
 }
 
 /// What was decided and why, most telling first.
-pub(super) fn explanation(answer: &Value) -> String {
+fn explanation(answer: &Value) -> String {
     let at = |pointer: &str| answer.pointer(pointer).map(output::plain).unwrap_or_default();
     let plain = |pointer: &str| cell(&at(pointer), Tone::Plain);
     let mut facts = vec![
@@ -67,7 +67,8 @@ fn is(of: &Value, name: &str) -> bool {
     of.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn prompts(answer: &Value) -> String {
+/// Each prompt with its bindings.
+pub(super) fn prompts(answer: &Value) -> String {
     let mut rows = Vec::new();
     for prompt in list(answer, "prompts") {
         let field = |name: &str| cell(&prompt.get(name).map(output::plain).unwrap_or_default(), Tone::Plain);

@@ -1,5 +1,7 @@
 //! `sidetone migrate`: the database's schema brought up to what this program needs.
 
+use std::error::Error as _;
+
 use sqlx::Connection as _;
 
 use super::output;
@@ -51,9 +53,10 @@ async fn apply(target: &Target, dry_run: bool) -> Result<Exit, CliError> {
     } else if dry_run {
         output::print(&format!("{}: would be applied\n", target.place))?;
     } else {
-        with_progress("migrating", migrate::run(&mut conn))
-            .await
-            .map_err(|err| CliError::below(format!("migrate {}", target.place), Exit::No, err))?;
+        with_progress("migrating", migrate::run(&mut conn)).await.map_err(|err| {
+            let exit = if is_forbidden(&err) { Exit::Refused } else { Exit::No };
+            CliError::below(format!("migrate {}", target.place), exit, err)
+        })?;
         output::print(&format!("{}: applied\n", target.place))?;
     }
     for step in pending {
@@ -62,4 +65,16 @@ async fn apply(target: &Target, dry_run: bool) -> Result<Exit, CliError> {
     // What was to be done is done; how the connection ends changes nothing.
     let _ = conn.close().await;
     Ok(Exit::Ok)
+}
+
+/// SQLSTATE 42501, insufficient privilege.
+fn is_forbidden(err: &sqlx::migrate::MigrateError) -> bool {
+    let mut cause = err.source();
+    while let Some(err) = cause {
+        if let Some(sqlx::Error::Database(db)) = err.downcast_ref::<sqlx::Error>() {
+            return db.code().as_deref() == Some("42501");
+        }
+        cause = err.source();
+    }
+    false
 }

@@ -58,10 +58,13 @@ impl RefreshArgs {
 
 pub(super) fn run(settings: &SettingsArgs, args: &RefreshArgs) -> Result<Exit, CliError> {
     let client = args.socket.client(settings)?;
-    let limit = if args.no_wait { QUICK } else { LONG };
     let body = args.body();
-    let ask = verify::with_progress("pulling", client.post("/v1/admin/refresh", &body, limit));
-    let reply = block_on(ask)??;
+    let order = |limit| client.post("/v1/admin/refresh", &body, limit);
+    let reply = if args.no_wait {
+        block_on(order(QUICK))??
+    } else {
+        block_on(verify::with_progress("pulling", order(LONG)))??
+    };
     let held = |answer: &Value| answer.get("held").and_then(Value::as_bool).unwrap_or(false);
     if args.json {
         output::print_body(&reply.body)?;
@@ -69,7 +72,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &RefreshArgs) -> Result<Exit, C
         return Ok(if reply.is_ok() && held(&answer) { Exit::No } else { reply.exit() });
     }
     let answer = lookup::yes(&client, &reply)?;
-    output::print(&status::snapshot(&answer))?;
+    output::print(&if args.no_wait { "ordered\n".to_owned() } else { status::snapshot(&answer) })?;
     if held(&answer) {
         return Err(CliError::Answer {
             message: "a loss is held back: Postgres no longer has rows that this node still answers with; \

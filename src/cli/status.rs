@@ -28,7 +28,10 @@ pub(super) fn run(settings: &SettingsArgs, args: &StatusArgs) -> Result<Exit, Cl
     Ok(Exit::Ok)
 }
 
-/// Facts first, lists below, in the order of their names; a list of nothing is left out.
+/// What people look for first; the rest follows in the order of its names.
+const FIRST: [&str; 7] = ["node", "version", "started", "ready", "synced", "stale", "staleness_ms"];
+
+/// Facts first, those in groups after those without, lists below.
 pub(super) fn snapshot(status: &Value) -> String {
     let mut facts = Vec::new();
     let mut lists = Vec::new();
@@ -48,6 +51,9 @@ fn flatten<'a>(
     lists: &mut Vec<(String, &'a [Value])>,
 ) {
     let Value::Object(fields) = value else { return };
+    let mut fields: Vec<_> = fields.iter().filter(|(name, _)| !(prefix.is_empty() && name.as_str() == "status")).collect();
+    // Stable: within a rank the names keep their order.
+    fields.sort_by_key(|(name, value)| (value.is_object(), FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len())));
     for (name, value) in fields {
         let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
         match value {
@@ -110,6 +116,7 @@ mod tests {
     #[test]
     fn a_snapshot_shows_nested_facts_and_lists_as_tables() {
         let status = serde_json::json!({
+            "status": "ok",
             "node": "edge-1",
             "feed": {"state": "level", "listening": true, "last_error": null},
             "replica": {"bytes": 1_048_576, "numbers": 3},
@@ -119,14 +126,14 @@ mod tests {
         });
         let text = anstream::adapter::strip_str(&snapshot(&status)).to_string();
         let expected = "\
+node             edge-1
+staleness_ms     412 ms
+keys             –
 feed.last_error  –
 feed.listening   yes
 feed.state       level
-keys             –
-node             edge-1
 replica.bytes    1.0 MiB
 replica.numbers  3
-staleness_ms     412 ms
 
 quarantined (1)
 key   reason       table
