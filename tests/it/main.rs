@@ -10,5 +10,8 @@
 
 mod cluster;
 mod schema;
+mod faults;
 mod feed;
+mod history;
 mod node;
+mod proxy;
