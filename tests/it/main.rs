@@ -15,3 +15,4 @@ mod feed;
 mod history;
 mod node;
 mod proxy;
+mod worlds;

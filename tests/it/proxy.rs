@@ -1,6 +1,7 @@
 //! A bad network between a node and Postgres: everything passes through here, and goes wrong on request.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -47,6 +48,7 @@ impl Weather {
 pub(crate) struct Proxy {
     pub(crate) port: u16,
     weather: Arc<watch::Sender<Weather>>,
+    upstream: Arc<AtomicU16>,
     task: JoinHandle<()>,
 }
 
@@ -63,6 +65,8 @@ impl Proxy {
         let port = listener.local_addr().unwrap().port();
         let weather = Arc::new(watch::channel(Weather::Fair).0);
         let told = Arc::clone(&weather);
+        let upstream = Arc::new(AtomicU16::new(upstream));
+        let to = Arc::clone(&upstream);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else { continue };
@@ -74,12 +78,18 @@ impl Proxy {
                         tokio::spawn(hold(client, weather));
                     }
                     _ => {
-                        tokio::spawn(carry(client, upstream, weather));
+                        tokio::spawn(carry(client, to.load(Ordering::Acquire), weather));
                     }
                 }
             }
         });
-        Self { port, weather, task }
+        Self { port, weather, upstream, task }
+    }
+
+    /// From now on another server is behind it; standing connections are reset.
+    pub(crate) async fn redirect(&self, upstream: u16) {
+        self.upstream.store(upstream, Ordering::Release);
+        self.cut().await;
     }
 
     pub(crate) fn set(&self, weather: Weather) {
