@@ -19,6 +19,7 @@ pub mod seal;
 pub mod profile;
 pub mod metrics;
 pub mod health;
+pub mod access;
 pub mod config;
 pub mod condition;
 pub mod hours;

@@ -1,0 +1,520 @@
+//! Who may ask what: rules and the kernel's word about a caller in, rights out. No rule, no right.
+//!
+//! A caller on a Unix socket is known by its user and groups; a caller on TCP by nothing, so it gets
+//! `config` and never credentials. Names are looked up once, when the rules are loaded, in the
+//! system's files of users and groups; an unknown name is a problem of the configuration.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::{AccessRule, Problem, Right};
+use crate::row::Tenant;
+
+/// Longest file of users or groups that is read.
+const MOST_FILE_BYTES: u64 = 16 * 1024 * 1024;
+
+/// A process on the other end of a Unix socket, as the kernel knew it when it connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Effective user.
+    pub uid: u32,
+    /// Effective group.
+    pub gid: u32,
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Process, where the kernel can name it here.
+    pub pid: Option<i32>,
+}
+
+impl Peer {
+    /// Whether the process is of this group.
+    #[must_use]
+    pub fn is_in(&self, gid: u32) -> bool {
+        self.gid == gid || self.groups.contains(&gid)
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Caller {
+    /// Over a Unix socket.
+    Unix(Peer),
+    /// Over loopback TCP.
+    Tcp,
+}
+
+/// The users and groups of this host.
+#[derive(Debug, Clone, Default)]
+pub struct Names {
+    users: HashMap<String, u32>,
+    groups: HashMap<String, u32>,
+}
+
+impl Names {
+    /// Reads `/etc/passwd` and `/etc/group`. A file that cannot be read holds no name.
+    #[must_use]
+    pub fn of_host() -> Self {
+        Self {
+            users: ids(&read(Path::new("/etc/passwd"))),
+            groups: ids(&read(Path::new("/etc/group"))),
+        }
+    }
+
+    /// The id of a user, given by name or number.
+    #[must_use]
+    pub fn user(&self, name: &str) -> Option<u32> {
+        name.parse().ok().or_else(|| self.users.get(name).copied())
+    }
+
+    /// The id of a group, given by name or number.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<u32> {
+        name.parse().ok().or_else(|| self.groups.get(name).copied())
+    }
+}
+
+fn read(path: &Path) -> String {
+    match std::fs::metadata(path) {
+        Ok(file) if file.len() <= MOST_FILE_BYTES => std::fs::read(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default(),
+        _ => String::new(),
+    }
+}
+
+/// `name:x:id:…`, the shape that both files share.
+fn ids(text: &str) -> HashMap<String, u32> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.split(':');
+            let (name, _, id) = (fields.next()?, fields.next()?, fields.next()?);
+            Some((name.to_owned(), id.parse().ok()?)).filter(|_| !name.is_empty())
+        })
+        .collect()
+}
+
+/// Whom a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    User(u32),
+    Group(u32),
+}
+
+#[derive(Debug)]
+struct Rule {
+    who: Who,
+    allow: BTreeSet<Right>,
+    /// Slugs and ids; empty: all.
+    tenants: BTreeSet<String>,
+    /// Empty: all.
+    providers: BTreeSet<String>,
+}
+
+impl Rule {
+    fn covers(&self, tenant: &Tenant) -> bool {
+        self.tenants.is_empty()
+            || self.tenants.contains(&tenant.slug)
+            || self
+                .tenants
+                .iter()
+                .any(|given| given.parse() == Ok(tenant.id))
+    }
+
+    fn everything(who: Who, allow: &[Right]) -> Self {
+        Self {
+            who,
+            allow: allow.iter().copied().collect(),
+            tenants: BTreeSet::new(),
+            providers: BTreeSet::new(),
+        }
+    }
+}
+
+/// The rules in force.
+#[derive(Debug)]
+pub struct Access {
+    rules: Vec<Arc<Rule>>,
+}
+
+impl Access {
+    /// The configured rules, or without any the default ones: root and the daemon's user everything,
+    /// the socket's group `config`.
+    ///
+    /// # Errors
+    /// Every user and group that does not exist on this host.
+    pub fn new(
+        rules: &[AccessRule],
+        names: &Names,
+        daemon: u32,
+        socket_group: Option<u32>,
+    ) -> Result<Self, Vec<Problem>> {
+        if rules.is_empty() {
+            let all = [Right::Config, Right::Credentials];
+            let mut rules = vec![
+                Rule::everything(Who::User(0), &all),
+                Rule::everything(Who::User(daemon), &all),
+            ];
+            rules.extend(
+                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
+            );
+            return Ok(Self {
+                rules: rules.into_iter().map(Arc::new).collect(),
+            });
+        }
+        let mut known = Vec::with_capacity(rules.len());
+        let mut problems = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            match who(rule, names) {
+                Ok(who) => known.push(Arc::new(Rule {
+                    who,
+                    allow: rule.allow.iter().copied().collect(),
+                    tenants: rule.tenants.iter().cloned().collect(),
+                    providers: rule.providers.iter().cloned().collect(),
+                })),
+                Err(what) => {
+                    problems.push(Problem {
+                        place: String::new(),
+                        key: format!("access.{index}"),
+                        what,
+                    });
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(Self { rules: known })
+        } else {
+            Err(problems)
+        }
+    }
+
+    /// Whether any rule is about a group: only then the supplementary groups of a caller matter.
+    #[must_use]
+    pub fn asks_for_groups(&self) -> bool {
+        self.rules
+            .iter()
+            .any(|rule| matches!(rule.who, Who::Group(_)))
+    }
+
+    /// What a caller may ask. Worked out once per connection.
+    #[must_use]
+    pub fn rights(&self, caller: &Caller) -> Rights {
+        match caller {
+            Caller::Tcp => Rights {
+                tcp: true,
+                rules: Vec::new(),
+            },
+            Caller::Unix(peer) => Rights {
+                tcp: false,
+                rules: self
+                    .rules
+                    .iter()
+                    .filter(|rule| match rule.who {
+                        Who::User(uid) => peer.uid == uid,
+                        Who::Group(gid) => peer.is_in(gid),
+                    })
+                    .cloned()
+                    .collect(),
+            },
+        }
+    }
+}
+
+fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
+    match (&rule.user, &rule.group) {
+        (Some(user), None) => names.user(user).map(Who::User).ok_or_else(|| {
+            format!("no user {user:?} in /etc/passwd; create it, or name it by its number")
+        }),
+        (None, Some(group)) => names.group(group).map(Who::Group).ok_or_else(|| {
+            format!("no group {group:?} in /etc/group; create it, or name it by its number")
+        }),
+        _ => Err("must name either a user or a group".to_owned()),
+    }
+}
+
+/// What one caller may ask: the rules that are about it, their rights added up.
+#[derive(Debug, Clone)]
+pub struct Rights {
+    tcp: bool,
+    rules: Vec<Arc<Rule>>,
+}
+
+impl Rights {
+    /// Whether any rule is about the caller.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.tcp || !self.rules.is_empty()
+    }
+
+    /// Whether the caller has this right for any tenant at all.
+    #[must_use]
+    pub fn anywhere(&self, right: Right) -> bool {
+        match right {
+            Right::Config if self.tcp => true,
+            _ => self.rules.iter().any(|rule| rule.allow.contains(&right)),
+        }
+    }
+
+    /// Whether the caller may ask everything but credentials of a tenant.
+    #[must_use]
+    pub fn config(&self, tenant: &Tenant) -> bool {
+        self.tcp
+            || self
+                .rules
+                .iter()
+                .any(|rule| rule.allow.contains(&Right::Config) && rule.covers(tenant))
+    }
+
+    /// Which credentials of a tenant the caller may have.
+    #[must_use]
+    pub fn credentials(&self, tenant: &Tenant) -> Providers {
+        let mut some = BTreeSet::new();
+        for rule in self
+            .rules
+            .iter()
+            .filter(|rule| rule.allow.contains(&Right::Credentials) && rule.covers(tenant))
+        {
+            if rule.providers.is_empty() {
+                return Providers::All;
+            }
+            some.extend(rule.providers.iter().cloned());
+        }
+        if some.is_empty() {
+            Providers::None
+        } else {
+            Providers::Some(some)
+        }
+    }
+}
+
+/// Of which providers a caller may have the credentials.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Providers {
+    /// Of none.
+    None,
+    /// Of these.
+    Some(BTreeSet<String>),
+    /// Of every one.
+    All,
+}
+
+impl Providers {
+    /// Whether this provider is among them.
+    #[must_use]
+    pub fn has(&self, provider: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::Some(some) => some.contains(provider),
+            Self::All => true,
+        }
+    }
+}
+
+/// The `Groups:` line of `/proc/<pid>/status`, if it is about this user and group.
+///
+/// A process that ended may have left its number to another. One of another user or group is told apart
+/// here; one of the same user and group cannot be, and could act for that user anyway.
+#[must_use]
+pub fn groups_in_status(status: &str, uid: u32, gid: u32) -> Option<Vec<u32>> {
+    let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    // Real, effective, saved, file system: the kernel's word about a peer is the effective one.
+    let effective = |name: &str| {
+        line(name)?
+            .split_ascii_whitespace()
+            .nth(1)?
+            .parse::<u32>()
+            .ok()
+    };
+    if effective("Uid:")? != uid || effective("Gid:")? != gid {
+        return None;
+    }
+    Some(
+        line("Groups:")?
+            .split_ascii_whitespace()
+            .filter_map(|gid| gid.parse().ok())
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ACME: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
+
+    fn tenant(id: &str, slug: &str) -> Tenant {
+        Tenant {
+            id: id.parse().unwrap(),
+            name: "n".into(),
+            slug: slug.into(),
+            status: "active".into(),
+        }
+    }
+
+    fn acme() -> Tenant {
+        tenant(ACME, "acme")
+    }
+
+    fn other() -> Tenant {
+        tenant("00000000-0000-4000-8000-000000000000", "other")
+    }
+
+    fn names() -> Names {
+        Names {
+            users: ids(
+                "root:x:0:0:root:/root:/bin/sh\nasterisk:x:110:115::/:/bin/false\n\nbroken\n",
+            ),
+            groups: ids("root:x:0:\ntelephony:x:200:alice,bob\n"),
+        }
+    }
+
+    fn unix(uid: u32, gid: u32, groups: &[u32]) -> Caller {
+        Caller::Unix(Peer {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            pid: Some(1),
+        })
+    }
+
+    fn defaults() -> Access {
+        Access::new(&[], &names(), 500, Some(600)).unwrap()
+    }
+
+    fn rule(json: serde_json::Value) -> AccessRule {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn access(rules: &[serde_json::Value]) -> Access {
+        Access::new(
+            &rules.iter().cloned().map(rule).collect::<Vec<_>>(),
+            &names(),
+            500,
+            Some(600),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn without_rules_root_and_the_daemons_user_may_everything() {
+        for uid in [0, 500] {
+            let rights = defaults().rights(&unix(uid, 7, &[]));
+            assert!(
+                rights.config(&acme()) && rights.credentials(&acme()) == Providers::All,
+                "uid {uid}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_rules_the_sockets_group_may_config_and_no_credentials() {
+        for caller in [unix(7, 600, &[]), unix(7, 7, &[3, 600])] {
+            let rights = defaults().rights(&caller);
+            assert!(rights.config(&acme()));
+            assert_eq!(rights.credentials(&acme()), Providers::None);
+            assert!(!rights.anywhere(Right::Credentials));
+        }
+    }
+
+    #[test]
+    fn without_a_rule_about_it_a_caller_may_nothing() {
+        let rights = defaults().rights(&unix(7, 7, &[8]));
+        assert!(!rights.any() && !rights.anywhere(Right::Config) && !rights.config(&acme()));
+    }
+
+    #[test]
+    fn with_rules_these_alone_hold_even_for_root() {
+        let access = access(&[serde_json::json!({"user": "asterisk", "allow": ["config"]})]);
+        assert!(!access.rights(&unix(0, 0, &[])).any());
+        assert!(!access.rights(&unix(500, 600, &[600])).any());
+        assert!(access.rights(&unix(110, 115, &[])).config(&acme()));
+    }
+
+    #[test]
+    fn a_tenant_is_named_by_slug_or_id_and_no_other_is_covered() {
+        for name in ["acme", ACME, &ACME.to_uppercase()] {
+            let access = access(&[
+                serde_json::json!({"user": "110", "allow": ["config", "credentials"], "tenants": [name]}),
+            ]);
+            let rights = access.rights(&unix(110, 1, &[]));
+            assert!(
+                rights.config(&acme()) && rights.credentials(&acme()).has("openai"),
+                "{name}"
+            );
+            assert!(
+                !rights.config(&other()) && !rights.credentials(&other()).has("openai"),
+                "{name}"
+            );
+            assert!(rights.anywhere(Right::Config));
+        }
+    }
+
+    #[test]
+    fn rights_of_several_rules_add_up_each_within_its_tenants_and_providers() {
+        let access = access(&[
+            serde_json::json!({"user": "asterisk", "allow": ["config"], "tenants": ["acme"]}),
+            serde_json::json!({"group": "telephony", "allow": ["credentials"], "providers": ["openai"]}),
+            serde_json::json!({"group": 200.to_string(), "allow": ["credentials"], "tenants": ["other"], "providers": ["google"]}),
+        ]);
+        let rights = access.rights(&unix(110, 1, &[200]));
+        assert!(rights.config(&acme()) && !rights.config(&other()));
+        assert!(
+            rights.credentials(&acme()).has("openai") && !rights.credentials(&acme()).has("google")
+        );
+        assert!(
+            rights.credentials(&other()).has("openai")
+                && rights.credentials(&other()).has("google")
+        );
+        assert_eq!(
+            access.rights(&unix(110, 1, &[])).credentials(&acme()),
+            Providers::None
+        );
+    }
+
+    #[test]
+    fn tcp_may_config_of_every_tenant_and_never_credentials() {
+        let open = access(&[serde_json::json!({"user": "0", "allow": ["credentials"]})]);
+        for access in [defaults(), open] {
+            let rights = access.rights(&Caller::Tcp);
+            assert!(rights.any() && rights.config(&acme()) && rights.anywhere(Right::Config));
+            assert!(!rights.anywhere(Right::Credentials));
+            assert_eq!(rights.credentials(&acme()), Providers::None);
+        }
+    }
+
+    #[test]
+    fn unknown_names_are_told_all_at_once_with_their_rule() {
+        let rules = [
+            rule(serde_json::json!({"user": "nobody-here", "allow": ["config"]})),
+            rule(serde_json::json!({"user": "asterisk", "allow": ["config"]})),
+            rule(serde_json::json!({"group": "asterisk", "allow": ["config"]})),
+        ];
+        let told: Vec<String> = Access::new(&rules, &names(), 1, None)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].starts_with("access.0: no user \"nobody-here\" in /etc/passwd"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].starts_with("access.2: no group \"asterisk\" in /etc/group"),
+            "{told:?}"
+        );
+    }
+
+    #[test]
+    fn groups_are_taken_only_from_a_process_of_the_same_user_and_group() {
+        let status = "Name:\tx\nUid:\t5\t110\t110\t110\nGid:\t5\t115\t115\t115\nFDSize:\t64\nGroups:\t4 200 \n";
+        assert_eq!(groups_in_status(status, 110, 115), Some(vec![4, 200]));
+        assert_eq!(groups_in_status(status, 5, 115), None);
+        assert_eq!(groups_in_status(status, 110, 5), None);
+        assert_eq!(
+            groups_in_status("Uid:\t1 1\nGid: 1 1\nGroups:\t\n", 1, 1),
+            Some(vec![])
+        );
+        assert_eq!(groups_in_status("", 0, 0), None);
+    }
+}
