@@ -4,6 +4,7 @@
 //! Read down: each file uses only files below it.
 
 pub mod example;
+pub mod log;
 pub mod feed;
 pub mod engine;
 pub mod cache;
