@@ -4,6 +4,8 @@
 //! Read down: each file uses only files below it.
 
 pub mod example;
+pub mod daemon;
+pub mod http;
 pub mod log;
 pub mod feed;
 pub mod engine;

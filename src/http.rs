@@ -1,0 +1,483 @@
+//! Where calls and operators ask: listen, accept, answer, drain.
+//!
+//! Always true: a socket that cannot be had fails in [`bind`], before anything else begins; connections are bounded
+//! in number, and one that waits for its caller gives way to a new one; a request that was sent before the daemon stops is answered
+//! within `http.drain_timeout`.
+
+mod admin;
+mod audit;
+mod host;
+mod line;
+mod listen;
+mod lookup;
+mod params;
+#[cfg(test)]
+mod tests;
+mod wire;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::audit::Audit;
+use self::line::{Ends, Stream};
+use self::listen::Door;
+use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
+use crate::access::{Access, Caller, Names, Peer, Rights};
+use crate::config::{Config, Problem};
+use crate::engine::Engine;
+use crate::feed::handle::FeedHandle;
+use crate::health::Health;
+use crate::log::LogControl;
+use crate::metrics::{Metrics, Outcome};
+use crate::number::Dialling;
+
+pub use self::listen::BindError;
+
+/// Most connections of operators at once.
+const ADMIN_CONNECTIONS: usize = 32;
+
+/// How long to wait before trying again when there is no room for a connection.
+const NO_ROOM: Duration = Duration::from_millis(50);
+
+/// Most connections that are accepted after `stop`; more never wait in a backlog.
+const MOST_WAITING: usize = 8192;
+
+/// What the routes answer from.
+#[derive(Debug)]
+pub struct App {
+    /// Numbers and keys.
+    pub engine: Arc<Engine>,
+    /// What is true of this node.
+    pub health: Arc<Health>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Where pulls are ordered.
+    pub feed: FeedHandle,
+    /// Every setting.
+    pub config: Arc<Config>,
+    /// The log's filter.
+    pub log: LogControl,
+    /// Name of this node.
+    pub node: String,
+    /// When the daemon began.
+    pub started: Timestamp,
+}
+
+/// Listening sockets, and who may ask on them.
+#[derive(Debug)]
+pub struct Doors {
+    call: Vec<Door>,
+    admin: Option<Door>,
+    access: Access,
+}
+
+impl Doors {
+    /// Where calls are answered, for people.
+    pub fn call(&self) -> impl Iterator<Item = &str> {
+        self.call.iter().map(|door| door.name.as_str())
+    }
+
+    /// Where operators are answered, for people.
+    #[must_use]
+    pub fn admin(&self) -> Option<&str> {
+        self.admin.as_ref().map(|door| door.name.as_str())
+    }
+}
+
+/// Takes over the sockets that systemd passes under the names `sidetone` and `sidetone-admin`, makes the others, and
+/// reads the access rules. Callers may connect from now on; they are answered by [`serve`].
+///
+/// Must be called within a runtime.
+///
+/// # Errors
+/// [`BindError`]: a socket in use, a place where none can be made, a rule about nobody.
+pub fn bind(config: &Config) -> Result<Doors, BindError> {
+    let names = Names::of_host();
+    let opened = listen::open(config, &names)?;
+    let group = opened.call.iter().find_map(|door| door.group);
+    let daemon = rustix::process::geteuid().as_raw();
+    let access = Access::new(&config.access, &names, daemon, group).map_err(BindError::Access)?;
+    Ok(Doors {
+        call: opened.call,
+        admin: opened.admin,
+        access,
+    })
+}
+
+/// Users and groups of the settings that do not exist on this host, for `check`.
+#[must_use]
+pub fn problems(config: &Config) -> Vec<Problem> {
+    let names = Names::of_host();
+    let mut problems = listen::problems(config, &names);
+    problems.extend(
+        Access::new(&config.access, &names, 0, None)
+            .err()
+            .into_iter()
+            .flatten(),
+    );
+    problems
+}
+
+/// Answers until `stop`, then drains: who had connected is still accepted, what had been sent is still answered, for
+/// at most `http.drain_timeout`.
+pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
+    let http = &app.config.http;
+    let terms = Terms {
+        header_timeout: http.header_timeout,
+        idle_timeout: http.idle_timeout,
+        drain_timeout: http.drain_timeout,
+        max_body: http.max_body.as_u64(),
+    };
+    let permits = usize::try_from(http.max_connections)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS);
+    let node = Arc::new(Node {
+        dialling: app.config.dialling(),
+        access: doors.access,
+        audit: Audit::default(),
+        daemon: rustix::process::geteuid().as_raw(),
+        app,
+    });
+    let (call, admin) = (Room::new(permits), Room::new(ADMIN_CONNECTIONS));
+    let mut entrances: Vec<Entrance> = Vec::new();
+    entrances.extend(doors.call.into_iter().map(|door| Entrance {
+        door,
+        side: Side::Call,
+        room: call.clone(),
+    }));
+    entrances.extend(doors.admin.into_iter().map(|door| Entrance {
+        door,
+        side: Side::Admin,
+        room: admin.clone(),
+    }));
+    run(entrances, node, &terms, stop).await;
+}
+
+/// How long things may take, and how large they may be.
+#[derive(Debug, Clone)]
+struct Terms {
+    header_timeout: Duration,
+    idle_timeout: Duration,
+    drain_timeout: Duration,
+    max_body: u64,
+}
+
+/// A bounded number of connections. Who wants in when it is full moves those to leave that wait for their callers.
+#[derive(Debug, Clone)]
+struct Room {
+    permits: Arc<Semaphore>,
+    /// Woken one at a time, the longest waiting first.
+    crowd: Arc<Notify>,
+}
+
+impl Room {
+    fn new(connections: usize) -> Self {
+        Self {
+            permits: Arc::new(Semaphore::new(connections)),
+            crowd: Arc::new(Notify::new()),
+        }
+    }
+
+    /// A place, as soon as there is one.
+    async fn enter(&self) -> OwnedSemaphorePermit {
+        loop {
+            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
+                return permit;
+            }
+            self.crowd.notify_one();
+            // Whoever was moved may have got a request in the meantime: then the next is moved.
+            let waited = tokio::time::timeout(NO_ROOM, self.permits.clone().acquire_owned()).await;
+            if let Ok(Ok(permit)) = waited {
+                return permit;
+            }
+        }
+    }
+}
+
+/// A listening socket with the bound on its connections.
+struct Entrance {
+    door: Door,
+    side: Side,
+    room: Room,
+}
+
+/// Who answers connections.
+trait Host: Send + Sync + 'static {
+    type Handler: Handler;
+
+    /// Somebody connected.
+    fn connect(
+        self: &Arc<Self>,
+        door: &Door,
+        side: Side,
+        stream: &Stream,
+    ) -> io::Result<Self::Handler>;
+
+    /// Somebody could not be accepted.
+    fn not_accepted(&self, err: &io::Error);
+}
+
+/// Accepts and answers until `stop`, then drains. Ends before `stop` only when a listener broke.
+async fn run<H: Host>(
+    entrances: Vec<Entrance>,
+    host: Arc<H>,
+    terms: &Terms,
+    stop: CancellationToken,
+) {
+    let kill = CancellationToken::new();
+    let connections = TaskTracker::new();
+    let mut listeners = JoinSet::new();
+    for entrance in entrances {
+        let ends = Ends {
+            header_timeout: terms.header_timeout,
+            idle_timeout: terms.idle_timeout,
+            crowd: entrance.room.crowd.clone(),
+            stop: stop.clone(),
+        };
+        let answering = Answering {
+            host: host.clone(),
+            limits: Limits {
+                ends,
+                max_body: terms.max_body,
+            },
+            connections: connections.clone(),
+            kill: kill.clone(),
+        };
+        listeners.spawn(answering.accept(entrance));
+    }
+    // However this ends, no connection outlives it.
+    let _kill = kill.clone().drop_guard();
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => {}
+        Some(_) = listeners.join_next() => return,
+    }
+    let drained = tokio::time::timeout(terms.drain_timeout, async {
+        while listeners.join_next().await.is_some() {}
+        connections.close();
+        connections.wait().await;
+    });
+    if drained.await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "not drained in time; connections are closed"
+        );
+        kill.cancel();
+        listeners.shutdown().await;
+        connections.close();
+        connections.wait().await;
+    }
+}
+
+/// What answering a connection takes.
+struct Answering<H> {
+    host: Arc<H>,
+    limits: Limits,
+    connections: TaskTracker,
+    kill: CancellationToken,
+}
+
+impl<H: Host> Answering<H> {
+    /// Accepts until `stop`, then everybody who had connected before.
+    async fn accept(self, entrance: Entrance) {
+        let Entrance {
+            mut door,
+            side,
+            room,
+        } = entrance;
+        let stop = &self.limits.ends.stop;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                accepted = door.accept() => accepted,
+            };
+            match accepted {
+                // Who was accepted is answered, also when `stop` comes while room is made.
+                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Err(err) => tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = self.after(&err, &room) => {}
+                },
+            }
+        }
+        door.refuse_new();
+        for _ in 0..MOST_WAITING {
+            match door.waiting() {
+                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Err(err)
+                    if matches!(
+                        err.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput
+                    ) =>
+                {
+                    return;
+                }
+                Err(err) => self.after(&err, &room).await,
+            }
+        }
+    }
+
+    /// What follows a connection that could not be accepted: a pause, unless it was about that one alone.
+    async fn after(&self, err: &io::Error, room: &Room) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
+        self.host.not_accepted(err);
+        if !matches!(
+            err.kind(),
+            ConnectionAborted | ConnectionReset | Interrupted
+        ) {
+            room.crowd.notify_one();
+            tokio::time::sleep(NO_ROOM).await;
+        }
+    }
+
+    fn spawn(&self, door: &Door, side: Side, stream: Stream, permit: OwnedSemaphorePermit) {
+        let handler = match self.host.connect(door, side, &stream) {
+            Ok(handler) => Arc::new(handler),
+            Err(err) => {
+                return tracing::debug!(error = %err, "a caller was gone before it was known");
+            }
+        };
+        let (limits, kill) = (self.limits.clone(), self.kill.clone());
+        self.connections.spawn(async move {
+            wire::serve(stream, handler, &limits, kill).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Which routes a socket has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Call,
+    Admin,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+struct Node {
+    app: Arc<App>,
+    access: Access,
+    audit: Audit,
+    dialling: Dialling,
+    daemon: u32,
+}
+
+impl Host for Node {
+    type Handler = Connection;
+
+    /// Who is on the other end, and what that one may ask.
+    fn connect(
+        self: &Arc<Self>,
+        door: &Door,
+        side: Side,
+        stream: &Stream,
+    ) -> io::Result<Connection> {
+        let caller = match stream {
+            Stream::Tcp(_) => Caller::Tcp,
+            Stream::Unix(stream) => {
+                let with_groups = side == Side::Admin || self.access.asks_for_groups();
+                Caller::Unix(door.peer(stream, with_groups)?)
+            }
+        };
+        let may = match (side, &caller) {
+            (Side::Call, _) => May::Call(self.access.rights(&caller)),
+            (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
+            (Side::Admin, Caller::Tcp) => May::Admin(false),
+        };
+        if side == Side::Call {
+            self.app.metrics.connections_total.inc();
+            self.app.metrics.connections.inc();
+        }
+        Ok(Connection {
+            node: self.clone(),
+            caller,
+            may,
+        })
+    }
+
+    fn not_accepted(&self, err: &io::Error) {
+        self.app.metrics.accept_errors.inc();
+        tracing::debug!(error = %err, "a connection could not be accepted");
+    }
+}
+
+impl Node {
+    /// Root, the daemon's user, and the group that the socket's mode lets in.
+    fn is_operator(&self, peer: &Peer, group: Option<u32>) -> bool {
+        peer.uid == 0 || peer.uid == self.daemon || group.is_some_and(|gid| peer.is_in(gid))
+    }
+}
+
+/// One caller.
+struct Connection {
+    node: Arc<Node>,
+    caller: Caller,
+    may: May,
+}
+
+/// What a caller may do on the side it connected to.
+enum May {
+    Call(Rights),
+    Admin(bool),
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let May::Call(_) = self.may {
+            self.node.app.metrics.connections.dec();
+        }
+    }
+}
+
+impl Handler for Connection {
+    fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
+        async move {
+            let Node {
+                app,
+                audit,
+                dialling,
+                ..
+            } = &*self.node;
+            match &self.may {
+                May::Call(rights) => {
+                    let asking = lookup::Asking {
+                        app,
+                        audit,
+                        dialling,
+                        caller: &self.caller,
+                        rights,
+                    };
+                    lookup::answer(asking, &asked).await
+                }
+                May::Admin(true) => admin::answer(app, dialling, asked).await,
+                May::Admin(false) => {
+                    audit.refused(&self.caller, "admin");
+                    let message =
+                        "only root, the daemon's user and the socket's group may ask here";
+                    Fail::new(Outcome::Forbidden, message).reply(Form::Json)
+                }
+            }
+        }
+        .boxed()
+    }
+
+    fn refused(&self, outcome: Outcome) {
+        if let May::Call(_) = self.may {
+            self.node.app.metrics.lookups.inc(outcome);
+        }
+    }
+
+    fn over_tcp(&self) -> bool {
+        self.caller == Caller::Tcp
+    }
+}

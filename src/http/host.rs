@@ -1,0 +1,181 @@
+//! Whether a request over TCP was meant for this host: what keeps a page in somebody's browser from asking
+//! here under a name of its own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use hyper::header::{self, HeaderMap};
+use hyper::{Uri, Version};
+
+use super::wire::{Fail, is_old};
+use crate::metrics::Outcome;
+
+/// Checks the request's authority, `Host` and `Origin`: each, where given, must name the loopback.
+pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<(), Fail> {
+    let forbidden = |what: &str| {
+        Err(Fail::new(
+            Outcome::Forbidden,
+            format!("{what} must name localhost or a loopback address"),
+        ))
+    };
+    if uri
+        .authority()
+        .is_some_and(|authority| !is_loopback(authority.as_str()))
+    {
+        return forbidden("the target");
+    }
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) if is_old(version) => {}
+        (None, _) => return Err(Fail::new(Outcome::BadRequest, "Host is missing")),
+        (Some(_), Some(_)) => return Err(Fail::new(Outcome::BadRequest, "Host is given twice")),
+        (Some(host), None) if host.to_str().is_ok_and(is_loopback) => {}
+        (Some(_), None) => return forbidden("Host"),
+    }
+    for origin in headers.get_all(header::ORIGIN) {
+        let host = origin.to_str().ok().and_then(|origin| {
+            origin
+                .strip_prefix("http://")
+                .or_else(|| origin.strip_prefix("https://"))
+        });
+        if !host.is_some_and(is_loopback) {
+            return forbidden("Origin");
+        }
+    }
+    Ok(())
+}
+
+/// `localhost`, `127.x.x.x` or `[::1]`, with or without a port.
+fn is_loopback(authority: &str) -> bool {
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    if port.is_some_and(|port| {
+        !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err()
+    }) {
+        return false;
+    }
+    let v6 = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
+        || v6.is_some_and(|host| {
+            host.parse::<Ipv6Addr>()
+                .is_ok_and(|address| address.is_loopback())
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(version: Version, target: &str, headers: &[(&str, &str)]) -> Option<Outcome> {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.append(
+                hyper::header::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
+        }
+        check(&map, &target.parse().unwrap(), version)
+            .err()
+            .map(|fail| fail.outcome)
+    }
+
+    #[test]
+    fn a_loopback_host_is_let_through_with_and_without_a_port() {
+        for host in [
+            "localhost",
+            "LocalHost:8377",
+            "127.0.0.1",
+            "127.8.9.1:80",
+            "[::1]",
+            "[::1]:8377",
+        ] {
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                None,
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn any_other_host_is_forbidden() {
+        for host in [
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:",
+            "localhost:x",
+            "localhost:99999",
+            "127.0.0.1.nip.io",
+            "128.0.0.1",
+            "0.0.0.0",
+            "[::2]",
+            "::1",
+            "[::1",
+            "user@localhost",
+            "localhost:+80",
+            "127.1",
+        ] {
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                Some(Outcome::Forbidden),
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_host_may_be_missing_only_in_http_1_0_and_is_never_given_twice() {
+        assert_eq!(outcome(Version::HTTP_10, "/", &[]), None);
+        assert_eq!(
+            outcome(Version::HTTP_11, "/", &[]),
+            Some(Outcome::BadRequest)
+        );
+        let twice = [("host", "localhost"), ("host", "localhost")];
+        assert_eq!(
+            outcome(Version::HTTP_11, "/", &twice),
+            Some(Outcome::BadRequest)
+        );
+    }
+
+    #[test]
+    fn a_target_with_another_authority_is_forbidden() {
+        let host = [("host", "localhost")];
+        assert_eq!(
+            outcome(Version::HTTP_11, "http://evil.example/v1/lookup", &host),
+            Some(Outcome::Forbidden)
+        );
+        assert_eq!(
+            outcome(Version::HTTP_11, "http://localhost:8377/v1/lookup", &host),
+            None
+        );
+    }
+
+    #[test]
+    fn an_origin_must_be_a_page_of_this_host() {
+        let with = |origin| {
+            outcome(
+                Version::HTTP_11,
+                "/",
+                &[("host", "localhost"), ("origin", origin)],
+            )
+        };
+        assert_eq!(with("http://localhost:3000"), None);
+        assert_eq!(with("https://127.0.0.1"), None);
+        for origin in [
+            "null",
+            "http://evil.example",
+            "file://",
+            "http://localhost.evil.example",
+            "",
+        ] {
+            assert_eq!(with(origin), Some(Outcome::Forbidden), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,394 @@
+//! The bytes of one connection and their clock: how long a head, a pause and a stalled answer may take,
+//! and how a connection ends when the daemon stops.
+//!
+//! A connection that waits for its caller gives way when there are too many, the longest waiting first.
+//!
+//! hyper has one limit for a head and for the pause before it. Here a head has `header_timeout` from its
+//! first byte, a pause `idle_timeout`. Once the daemon stops, a connection between requests is closed for
+//! reading first and read once more: a request that was sent before is answered, one after it is refused
+//! by the kernel and never lost.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+
+/// An answer of which the caller takes nothing for this long is given up.
+const STALLED: Duration = Duration::from_secs(30);
+
+/// What a caller gets to send its first request when it had only just connected as the daemon stopped.
+const FIRST_REQUEST: Duration = Duration::from_millis(250);
+
+/// Either kind of connection.
+#[derive(Debug)]
+pub(super) enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    /// Nothing more is taken from the peer; what it sent already can be read.
+    fn shut_for_reading(&self) {
+        // Fails only where the peer is gone, which reading tells anyway.
+        let _ = match self {
+            Self::Unix(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+            Self::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+        };
+    }
+}
+
+/// Calls a method of the tokio stream inside.
+macro_rules! on {
+    ($stream:expr, $method:ident($($argument:expr),*)) => {
+        match $stream {
+            Stream::Unix(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+        }
+    };
+}
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Waiting for a request since.
+    Idle(Instant),
+    /// Reading a head since.
+    Head(Instant),
+    /// A request is being answered.
+    Busy,
+    /// The answer is made; what is read next belongs to the next request.
+    Answered,
+}
+
+/// How far the requests of a connection have come, told by its bytes and by the service.
+#[derive(Debug, Clone)]
+pub(super) struct Progress(Arc<Mutex<Read>>);
+
+#[derive(Debug)]
+struct Read {
+    phase: Phase,
+    /// No request was read yet.
+    fresh: bool,
+    /// The last byte that was no carriage return was a line feed.
+    line_ended: bool,
+    /// Heads that ended in what was read and were not answered yet. Too many where a body holds a blank line.
+    heads: u32,
+    /// Bytes read since the last head ended.
+    since_head: u64,
+    /// The last read took everything there was.
+    emptied: bool,
+    /// The request under way has no body.
+    bodiless: bool,
+}
+
+impl Progress {
+    pub(super) fn new() -> Self {
+        Self(Arc::new(Mutex::new(Read {
+            phase: Phase::Idle(Instant::now()),
+            fresh: true,
+            line_ended: false,
+            heads: 0,
+            since_head: 0,
+            emptied: false,
+            bodiless: true,
+        })))
+    }
+
+    /// A whole head was read.
+    pub(super) fn begin(&self, bodiless: bool) {
+        let mut bytes = self.lock();
+        bytes.phase = Phase::Busy;
+        bytes.fresh = false;
+        bytes.bodiless = bodiless;
+        bytes.heads = bytes.heads.saturating_sub(1);
+    }
+
+    /// The answer is made. Whether surely no further request was read: then the connection may be closed after it.
+    pub(super) fn end(&self, body: Option<u64>) -> bool {
+        let mut bytes = self.lock();
+        bytes.phase = Phase::Answered;
+        bytes.heads == 0 && Some(bytes.since_head) == body && bytes.emptied
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Read> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Read {
+    /// hyper asks for bytes. Outside of a request it has used up every whole head that was read before.
+    fn asked(&mut self) -> Phase {
+        if self.phase == Phase::Answered {
+            let now = Instant::now();
+            let begun = self.bodiless && self.since_head > 0;
+            self.phase = if begun {
+                Phase::Head(now)
+            } else {
+                Phase::Idle(now)
+            };
+        }
+        if self.phase != Phase::Busy {
+            self.heads = 0;
+        }
+        self.phase
+    }
+
+    fn read(&mut self, bytes: &[u8], room: usize) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.emptied = bytes.len() < room;
+        if let Phase::Idle(_) = self.phase {
+            self.phase = Phase::Head(Instant::now());
+        }
+        for byte in bytes {
+            self.since_head = self.since_head.saturating_add(1);
+            match byte {
+                b'\n' if self.line_ended => {
+                    self.heads = self.heads.saturating_add(1);
+                    self.since_head = 0;
+                    self.line_ended = false;
+                }
+                b'\n' => self.line_ended = true,
+                b'\r' => {}
+                _ => self.line_ended = false,
+            }
+        }
+    }
+}
+
+/// What ends a connection: too much time, too many others, the daemon.
+#[derive(Debug, Clone)]
+pub(super) struct Ends {
+    pub(super) header_timeout: Duration,
+    pub(super) idle_timeout: Duration,
+    pub(super) crowd: Arc<Notify>,
+    pub(super) stop: CancellationToken,
+}
+
+/// One connection, as hyper reads and writes it.
+pub(super) struct Line {
+    stream: Stream,
+    progress: Progress,
+    ends: Ends,
+    shut: bool,
+    reading: Pin<Box<Sleep>>,
+    writing: Option<Pin<Box<Sleep>>>,
+    /// Its place among those that wait for their callers.
+    waiting: Option<Pin<Box<OwnedNotified>>>,
+}
+
+impl Line {
+    pub(super) fn new(stream: Stream, progress: Progress, ends: Ends) -> Self {
+        let reading = Box::pin(tokio::time::sleep(ends.idle_timeout));
+        Self {
+            stream,
+            progress,
+            ends,
+            shut: false,
+            reading,
+            writing: None,
+            waiting: None,
+        }
+    }
+
+    /// Whether this connection has to give way to others. One that waits anew stands last.
+    fn is_crowded_out(&mut self, cx: &mut Context<'_>) -> bool {
+        let crowd = &self.ends.crowd;
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(crowd.clone().notified_owned()));
+        let crowded_out = waiting.as_mut().poll(cx).is_ready();
+        if crowded_out {
+            self.waiting = None;
+        }
+        crowded_out
+    }
+
+    /// Whether so much time has passed; else wakes the task then.
+    fn is_over(&mut self, since: Instant, limit: Duration, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = since.checked_add(limit) else {
+            return false;
+        };
+        if self.reading.deadline() != deadline {
+            self.reading.as_mut().reset(deadline);
+        }
+        self.reading.as_mut().poll(cx).is_ready()
+    }
+
+    /// What follows a write that could not go on, or did.
+    fn stalled<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.writing = None;
+            self.waiting = None;
+            return written;
+        }
+        let clock = self
+            .writing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        let over = clock.as_mut().poll(cx).is_ready();
+        if over || self.is_crowded_out(cx) {
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            Poll::Pending
+        }
+    }
+}
+
+impl AsyncRead for Line {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let line = self.get_mut();
+        let phase = line.progress.lock().asked();
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
+            line.progress
+                .lock()
+                .read(buf.filled().get(before..).unwrap_or_default(), room);
+            line.waiting = None;
+            return Poll::Ready(done);
+        }
+        let given_up = Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        let crowded_out = line.is_crowded_out(cx);
+        match phase {
+            // A body: whoever waits for it has a limit of its own.
+            Phase::Busy | Phase::Answered if crowded_out => given_up,
+            Phase::Busy | Phase::Answered => Poll::Pending,
+            Phase::Head(since) => {
+                let over = line.is_over(since, line.ends.header_timeout, cx);
+                if over || crowded_out {
+                    given_up
+                } else {
+                    Poll::Pending
+                }
+            }
+            Phase::Idle(since) => {
+                let stopping = line.ends.stop.is_cancelled();
+                let fresh = line.progress.lock().fresh;
+                let limit = if stopping && fresh {
+                    FIRST_REQUEST
+                } else {
+                    line.ends.idle_timeout
+                };
+                let over = line.is_over(since, limit, cx) || crowded_out || (stopping && !fresh);
+                if over && !line.shut {
+                    line.shut = true;
+                    // Wakes this task, which then reads what came meanwhile, or the end.
+                    line.stream.shut_for_reading();
+                }
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Line {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let line = self.get_mut();
+        let written = on!(&mut line.stream, poll_write(cx, buf));
+        line.stalled(written, cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let line = self.get_mut();
+        let written = on!(&mut line.stream, poll_write_vectored(cx, bufs));
+        line.stalled(written, cx)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.stream {
+            Stream::Unix(stream) => stream.is_write_vectored(),
+            Stream::Tcp(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(&mut self.get_mut().stream, poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        on!(&mut self.get_mut().stream, poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(pieces: &[&str]) -> Progress {
+        let progress = Progress::new();
+        for piece in pieces {
+            progress.lock().read(piece.as_bytes(), 8192);
+        }
+        progress
+    }
+
+    #[tokio::test]
+    async fn an_answered_request_with_nothing_behind_it_may_be_the_last() {
+        for pieces in [
+            &["GET / HTTP/1.1\r\nHost: x\r\n\r\n"][..],
+            &["GET / HTTP/1.1\r", "\nHost: x\r\n", "\r", "\n"],
+            &["GET /\n\n"],
+        ] {
+            let progress = read(pieces);
+            progress.begin(true);
+            assert!(progress.end(Some(0)), "{pieces:?}");
+        }
+        let progress = read(&["POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", "{\r\n}"]);
+        progress.begin(false);
+        assert!(progress.end(Some(4)));
+    }
+
+    #[tokio::test]
+    async fn what_was_read_behind_a_request_keeps_the_connection_open() {
+        let progress = read(&["GET /1 HTTP/1.1\r\n\r\nGET /2 HTTP/1.1\r\n\r\n"]);
+        progress.begin(true);
+        assert!(!progress.end(Some(0)));
+        progress.begin(true);
+        assert!(progress.end(Some(0)));
+
+        let progress = read(&["POST / HTTP/1.1\r\n\r\n{}GET /2 HT"]);
+        progress.begin(false);
+        assert!(!progress.end(Some(2)));
+
+        let progress = Progress::new();
+        progress.lock().read(b"GET /\r\n\r\n", 9); // the room was filled: there may be more
+        progress.begin(true);
+        assert!(!progress.end(Some(0)));
+    }
+
+    #[tokio::test]
+    async fn a_head_that_began_behind_a_request_has_the_time_of_a_head() {
+        let progress = read(&["GET /1 HTTP/1.1\r\n\r\nGET /2"]);
+        progress.begin(true);
+        progress.end(Some(0));
+        assert!(matches!(progress.lock().asked(), Phase::Head(_)));
+        let progress = read(&["GET /1 HTTP/1.1\r\n\r\n"]);
+        progress.begin(true);
+        progress.end(Some(0));
+        assert!(matches!(progress.lock().asked(), Phase::Idle(_)));
+    }
+}

@@ -1,0 +1,399 @@
+//! The question of a call ⇄ bytes: routes of the call side, who may ask them, and what each error is called.
+
+#[cfg(test)]
+pub(super) mod tests;
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode, header};
+use jiff::Timestamp;
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use super::App;
+use super::audit::Audit;
+use super::params::{self, Question};
+use super::wire::{Asked, Fail, Form, Reply, not_allowed};
+use crate::access::{Caller, Rights};
+use crate::answer::{self, Answer, Field};
+use crate::config::Right;
+use crate::engine::Found;
+use crate::explain;
+use crate::health::{Health, Staleness};
+use crate::metrics::{Metrics, Outcome, Route};
+use crate::number::{self, Dialling};
+use crate::profile::Refusal;
+use crate::select::select;
+
+/// What a route asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wants {
+    Lookup,
+    Field(Field),
+    Resolve,
+    Credentials,
+    Explain,
+}
+
+/// One route of the call side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Question(Wants),
+    Healthz,
+    Readyz,
+    Metrics,
+}
+
+/// The route of a path, whatever the method.
+fn target(path: &str) -> Option<Target> {
+    let wants = match path {
+        "/v1/lookup" => Wants::Lookup,
+        "/v1/resolve" => Wants::Resolve,
+        "/v1/credentials" => Wants::Credentials,
+        "/v1/explain" => Wants::Explain,
+        "/healthz" => return Some(Target::Healthz),
+        "/readyz" => return Some(Target::Readyz),
+        "/metrics" => return Some(Target::Metrics),
+        _ => Wants::Field(Field::named(path.strip_prefix("/v1/lookup/")?)?),
+    };
+    Some(Target::Question(wants))
+}
+
+impl Wants {
+    fn route(self) -> Route {
+        match self {
+            Self::Lookup => Route::Lookup,
+            Self::Field(_) => Route::Field,
+            Self::Resolve => Route::Resolve,
+            Self::Credentials => Route::Credentials,
+            Self::Explain => Route::Explain,
+        }
+    }
+
+    /// How errors are told where nothing else was asked for.
+    fn form(self, query: &str) -> Form {
+        match self {
+            Self::Field(_) => Form::Plain,
+            Self::Lookup | Self::Resolve | Self::Credentials | Self::Explain => {
+                params::form_of(query)
+            }
+        }
+    }
+}
+
+/// Who asks, and whom.
+#[derive(Clone, Copy)]
+pub(super) struct Asking<'a> {
+    pub(super) app: &'a App,
+    pub(super) audit: &'a Audit,
+    pub(super) dialling: &'a Dialling,
+    pub(super) caller: &'a Caller,
+    pub(super) rights: &'a Rights,
+}
+
+/// Answers a request of the call side, and counts it.
+pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
+    let app = asking.app;
+    let begun = Instant::now();
+    let (route, outcome, reply) = routed(asking, asked).await;
+    if let Some(outcome) = outcome {
+        app.metrics.lookups.inc(outcome);
+    }
+    app.metrics
+        .request_duration
+        .observe(route, begun.elapsed().as_secs_f64());
+    reply
+}
+
+async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, Reply) {
+    let Asking {
+        app,
+        audit,
+        caller,
+        rights,
+        ..
+    } = asking;
+    let other = |outcome, reply| (Route::Other, outcome, reply);
+    let target = target(&asked.path);
+    let probe = matches!(target, Some(Target::Healthz | Target::Readyz));
+    if !probe && !rights.any() {
+        audit.refused(caller, "no rule of access is about this caller");
+        let fail = Fail::new(
+            Outcome::Forbidden,
+            "no rule of the daemon's settings lets this user ask",
+        );
+        let (route, form) = match target {
+            Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            _ => (Route::Other, Form::Json),
+        };
+        return (route, Some(fail.outcome), fail.reply(form));
+    }
+    let Some(target) = target else {
+        let fail = Fail::new(Outcome::NoSuchRoute, "no such route");
+        return other(Some(fail.outcome), fail.reply(Form::Json));
+    };
+    let posts = target == Target::Question(Wants::Resolve);
+    let read = asked.method == Method::GET || asked.method == Method::HEAD;
+    let posted = posts && asked.method == Method::POST;
+    if !read && !posted {
+        let allowed = if posts {
+            "GET, HEAD, POST"
+        } else {
+            "GET, HEAD"
+        };
+        return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed));
+    }
+    match target {
+        Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
+        Target::Readyz => other(None, readyz(&app.health)),
+        Target::Metrics => other(None, metrics(&app.metrics)),
+        Target::Question(wants) => {
+            let form = wants.form(&asked.query);
+            match question(asking, wants, asked).await {
+                Ok(reply) => (wants.route(), Some(Outcome::Ok), reply),
+                Err(fail) => (wants.route(), Some(fail.outcome), fail.reply(form)),
+            }
+        }
+    }
+}
+
+async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Reply, Fail> {
+    let Asking {
+        app,
+        audit,
+        dialling,
+        caller,
+        rights,
+    } = asking;
+    may_ask_at_all(
+        caller,
+        rights,
+        wants == Wants::Credentials,
+        wants == Wants::Credentials,
+    )
+    .inspect_err(|_| {
+        audit.refused(caller, wants.route_name());
+    })?;
+    let question = if asked.method == Method::POST {
+        params::query_and_body(
+            &asked.query,
+            asked.header(header::CONTENT_TYPE),
+            &asked.body,
+        )?
+    } else {
+        params::query(&asked.query)?
+    };
+    let with_credentials = wants == Wants::Resolve && question.credentials;
+    if with_credentials {
+        may_ask_at_all(caller, rights, true, false)
+            .inspect_err(|_| audit.refused(caller, "include=credentials"))?;
+    }
+    let to = question.to.as_deref().ok_or_else(|| {
+        Fail::new(
+            Outcome::BadRequest,
+            "to is missing: which number was called",
+        )
+    })?;
+    let readings = number::readings(to, dialling)
+        .map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?;
+    let mut found = Err(Refusal::UnknownNumber);
+    for number in readings.iter() {
+        found = app.engine.find(&number).await;
+        if !matches!(found, Err(Refusal::UnknownNumber)) {
+            break;
+        }
+    }
+    let found = found.map_err(refused)?;
+    let terms = Terms {
+        stack_bytes: usize::try_from(app.config.limits.stack_bytes.as_u64()).unwrap_or(usize::MAX),
+        at: question.at.unwrap_or_else(Timestamp::now),
+        none_match: if asked.method == Method::POST {
+            Vec::new()
+        } else {
+            asked.headers(header::IF_NONE_MATCH)
+        },
+    };
+    told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
+        if fail.outcome == Outcome::Forbidden {
+            audit.refused(caller, wants.route_name());
+        }
+    })
+}
+
+impl Wants {
+    fn route_name(self) -> &'static str {
+        use crate::metrics::Label;
+        self.route().label()
+    }
+}
+
+/// What a caller is told before anything is looked up: whether it could be answered for any tenant.
+fn may_ask_at_all(
+    caller: &Caller,
+    rights: &Rights,
+    credentials: bool,
+    alone: bool,
+) -> Result<(), Fail> {
+    if credentials && *caller == Caller::Tcp {
+        let message = "credentials are given only over the Unix socket";
+        return Err(Fail::new(Outcome::CredentialsNeedUnixSocket, message));
+    }
+    let lacks = |right| !rights.anywhere(right);
+    if (credentials && lacks(Right::Credentials)) || (!alone && lacks(Right::Config)) {
+        return Err(forbidden());
+    }
+    Ok(())
+}
+
+fn forbidden() -> Fail {
+    Fail::new(
+        Outcome::Forbidden,
+        "no rule of the daemon's settings lets this user ask this",
+    )
+}
+
+/// What the answer is made with beside the profile and the question.
+struct Terms<'a> {
+    stack_bytes: usize,
+    at: Timestamp,
+    /// `If-None-Match`
+    none_match: Vec<&'a str>,
+}
+
+/// The answer to a question about a number that was found.
+fn told(
+    found: &Found,
+    rights: &Rights,
+    wants: Wants,
+    question: &Question,
+    terms: &Terms<'_>,
+) -> Result<Reply, Fail> {
+    let Found { profile, staleness } = found;
+    let tenant = &profile.tenant.tenant;
+    let with_credentials =
+        wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
+    let providers = rights.credentials(tenant);
+    let some = providers != crate::access::Providers::None;
+    // Who has no right to a tenant must not learn that the number is one of its.
+    let may_know = rights.config(tenant) || (some && wants == Wants::Credentials);
+    if !may_know {
+        return Err(refused(Refusal::UnknownNumber));
+    }
+    if with_credentials && !some {
+        return Err(forbidden());
+    }
+    if let Some(provider) = question
+        .provider
+        .as_deref()
+        .filter(|_| wants == Wants::Credentials)
+        && !providers.has(provider)
+    {
+        return Err(forbidden());
+    }
+    if wants == Wants::Explain {
+        let explained = explain::explain(profile, &question.call, terms.at, terms.stack_bytes);
+        let code = explained
+            .refusal
+            .map_or(StatusCode::OK, |refusal| refused(refusal).code());
+        return Ok(Reply::new(code, Form::Json, explained.body));
+    }
+    let selection =
+        select(profile, &question.call, terms.at, terms.stack_bytes).map_err(refused)?;
+    if with_credentials && staleness.refuse_credentials {
+        let message = "this node has not been level with Postgres for too long to give credentials";
+        return Err(Fail::new(Outcome::CredentialsStale, message));
+    }
+    let allowed = |provider: &str| providers.has(provider);
+    let answer = Answer::new(&selection, *staleness);
+    Ok(match wants {
+        Wants::Lookup if question.form() == Form::Pairs => Reply::ok(Form::Pairs, answer.form()),
+        Wants::Lookup | Wants::Explain => Reply::ok(Form::Json, answer.lookup()),
+        Wants::Field(field) => Reply::ok(Form::Plain, answer.field(field)),
+        Wants::Resolve => {
+            let resolved = answer.resolve(with_credentials.then_some(&allowed));
+            let unchanged = terms
+                .none_match
+                .iter()
+                .any(|given| matches(given, &resolved.etag));
+            // A 304 has the length of the answer that it stands for; its body is not sent.
+            let code = if unchanged {
+                StatusCode::NOT_MODIFIED
+            } else {
+                StatusCode::OK
+            };
+            let reply = Reply::new(code, Form::Json, wiped(resolved.body))
+                .with(header::ETAG, &resolved.etag);
+            if with_credentials {
+                no_store(reply)
+            } else {
+                reply
+            }
+        }
+        Wants::Credentials => {
+            let wanted = |provider: &str| {
+                allowed(provider)
+                    && question
+                        .provider
+                        .as_deref()
+                        .is_none_or(|only| only == provider)
+            };
+            no_store(Reply::ok(
+                Form::Json,
+                wiped(answer::credentials(profile, *staleness, &wanted)),
+            ))
+        }
+    })
+}
+
+/// A body that is wiped when the last byte is written and nobody holds it any more.
+fn wiped(body: Zeroizing<Vec<u8>>) -> Bytes {
+    Bytes::from_owner(body)
+}
+
+fn no_store(reply: Reply) -> Reply {
+    reply.with(header::CACHE_CONTROL, "no-store")
+}
+
+/// Whether one of the listed tags is this one, or any will do.
+fn matches(given: &str, etag: &str) -> bool {
+    given
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+}
+
+/// The one place that says what a refusal is called.
+fn refused(refusal: Refusal) -> Fail {
+    let outcome = match refusal {
+        Refusal::UnknownNumber => Outcome::UnknownNumber,
+        Refusal::InactiveNumber => Outcome::InactiveNumber,
+        Refusal::TenantSuspended => Outcome::TenantSuspended,
+        Refusal::NeverSynced | Refusal::NoGoodRow | Refusal::Unreadable => Outcome::NotReady,
+        Refusal::Overloaded => Outcome::Overloaded,
+    };
+    Fail::new(outcome, refusal.to_string())
+}
+
+/// Whether this node can answer. Ready is not fresh: how old its answers are stands in the body.
+pub(super) fn readyz(health: &Health) -> Reply {
+    let Staleness { ms, stale, .. } = health.staleness();
+    let synced = health.is_synced();
+    if synced {
+        let body = json!({"status": "ok", "ready": true, "stale": stale, "staleness_ms": ms, "synced": true});
+        return Reply::ok(Form::Json, body.to_string());
+    }
+    let message = "this node holds no complete copy yet";
+    let body = json!({"status": "not_ready", "message": message, "ready": false, "stale": stale, "staleness_ms": ms, "synced": false});
+    Reply::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        Form::Json,
+        body.to_string(),
+    )
+    .with(header::RETRY_AFTER, "1")
+}
+
+/// Every metric.
+pub(super) fn metrics(metrics: &Metrics) -> Reply {
+    Reply::ok(Form::Metrics, metrics.text())
+}
