@@ -29,3 +29,6 @@ pub mod condition;
 pub mod hours;
 pub mod row;
 pub mod number;
+
+#[cfg(test)]
+mod sample;

@@ -97,21 +97,25 @@ impl Programs {
         Ok(Self { bin, major, account })
     }
 
-    /// A program to be run in `dir` as the unprivileged user: in a group of its own, so that Ctrl-C does not reach it,
-    /// and without our environment, in which libpq would find settings.
+    /// A program, or one of `PATH` where it is not among them, to be run in `dir` as the unprivileged user: in a group
+    /// of its own, so that Ctrl-C does not reach it, and without our environment, in which libpq would find settings.
     #[must_use]
     pub fn command(&self, name: &str, dir: &Path) -> Command {
-        let mut command = Command::new(self.bin.join(name));
+        let beside = self.bin.join(name);
+        let is_beside = beside.exists();
+        let mut command = Command::new(if is_beside { beside.as_path() } else { Path::new(name) });
         command
             .current_dir(dir)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("LC_ALL", "C")
             .env("TZ", "UTC")
-            // For programs that are not installed but unpacked somewhere.
-            .env("LD_LIBRARY_PATH", self.bin.join("../lib"))
             .process_group(0)
             .stdin(Stdio::null());
+        if is_beside {
+            // For programs that are not installed but unpacked somewhere.
+            command.env("LD_LIBRARY_PATH", self.bin.join("../lib"));
+        }
         if let Some((uid, gid)) = self.account {
             command.uid(uid).gid(gid);
         }
@@ -172,9 +176,8 @@ const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 while read -r _; do :; done
 inside() {
-    for p in /proc/[0-9]*; do
-        case "$(readlink "$p/cwd" 2>/dev/null)/" in "$1"/*) echo "${p#/proc/}";; esac
-    done
+    ls -l /proc/[0-9]*/cwd 2>/dev/null |
+        awk -v dir=" -> $1/" 'index($0 "/", dir) { sub(".*/proc/", ""); sub("/.*", ""); print }'
 }
 pids=$(inside "$1")
 [ -z "$pids" ] || { kill -CONT $pids; kill -QUIT $pids; } 2>/dev/null
