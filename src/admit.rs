@@ -82,9 +82,17 @@ pub fn zone(name: &str) -> Option<TimeZone> {
 pub fn number(e164: &str, document: &str, previous: Option<&NumberRecord>) -> NumberRecord {
     let hash = DocHash::of(document);
     let row = Row::read(document);
-    let bad = match row.as_ref().map_err(Bad::clone).and_then(|row| read_number(e164, row)) {
+    let bad = match row
+        .as_ref()
+        .map_err(Bad::clone)
+        .and_then(|row| read_number(e164, row))
+    {
         Ok(number) => {
-            return NumberRecord { hash, row: Some(number), faults: Vec::new() };
+            return NumberRecord {
+                hash,
+                row: Some(number),
+                faults: Vec::new(),
+            };
         }
         Err(bad) => bad,
     };
@@ -95,20 +103,33 @@ pub fn number(e164: &str, document: &str, previous: Option<&NumberRecord>) -> Nu
         .filter(|last| owner.is_none_or(|owner| owner == last.tenant_id))
         .cloned();
     let fault = bad.into_fault(Table::TenantPhoneNumbers, shown(e164), last_good.is_some());
-    NumberRecord { hash, row: last_good, faults: vec![fault] }
+    NumberRecord {
+        hash,
+        row: last_good,
+        faults: vec![fault],
+    }
 }
 
 fn read_number(key: &str, row: &Row<'_>) -> Checked<Number> {
     let e164 = row.text("e164", 20)?;
     if e164 != key {
-        return Err(Bad::new(Reason::Number, "e164: is not the number this row was asked for"));
+        return Err(Bad::new(
+            Reason::Number,
+            "e164: is not the number this row was asked for",
+        ));
     }
     let e164: E164 = e164.parse().map_err(|_| {
-        Bad::new(Reason::Number, "e164: must be + and 7 to 15 digits, the first of them 1 to 9")
+        Bad::new(
+            Reason::Number,
+            "e164: must be + and 7 to 15 digits, the first of them 1 to 9",
+        )
     })?;
     let default_language = row.text("default_language", 10)?;
     if LanguageTag::parse(default_language.as_str()).is_err() {
-        let what = format!("default_language: {} is no BCP 47 tag", shown(&default_language));
+        let what = format!(
+            "default_language: {} is no BCP 47 tag",
+            shown(&default_language)
+        );
         return Err(Bad::new(Reason::Language, what));
     }
     let timezone = row.text("timezone", 50)?;
@@ -139,7 +160,12 @@ pub fn tenant(
     let last = previous
         .map(|record| &record.bundle)
         .filter(|bundle| bundle.tenant.as_ref().is_none_or(|tenant| tenant.id == id));
-    let mut admission = Admission { id, limits, last, faults: Faults::default() };
+    let mut admission = Admission {
+        id,
+        limits,
+        last,
+        faults: Faults::default(),
+    };
     let bundle = match Row::read(document) {
         Ok(row) => admission.bundle(&row),
         Err(bad) => {
@@ -149,7 +175,11 @@ pub fn tenant(
             last.cloned().unwrap_or_default()
         }
     };
-    TenantRecord { hash: DocHash::of(document), bundle, faults: admission.faults.finish(id) }
+    TenantRecord {
+        hash: DocHash::of(document),
+        bundle,
+        faults: admission.faults.finish(id),
+    }
 }
 
 /// One tenant document on its way in.
@@ -174,7 +204,10 @@ impl Admission<'_> {
     }
 
     fn tenant(&mut self, row: &Row<'_>) -> Option<Tenant> {
-        let read = row.raw("tenant").and_then(Row::read).and_then(|row| self.read_tenant(&row));
+        let read = row
+            .raw("tenant")
+            .and_then(Row::read)
+            .and_then(|row| self.read_tenant(&row));
         let last = self.last.and_then(|last| last.tenant.clone());
         self.or_last(Table::Tenants, read, last)
     }
@@ -182,7 +215,10 @@ impl Admission<'_> {
     fn read_tenant(&self, row: &Row<'_>) -> Checked<Tenant> {
         let id = row.uuid("id")?;
         if id != self.id {
-            return Err(Bad::new(Reason::Malformed, "id: is not the tenant this row was asked for"));
+            return Err(Bad::new(
+                Reason::Malformed,
+                "id: is not the tenant this row was asked for",
+            ));
         }
         Ok(Tenant {
             id,
@@ -204,7 +240,8 @@ impl Admission<'_> {
         match read {
             Ok(row) => Some(row),
             Err(bad) => {
-                self.faults.push(bad.into_fault(table, self.id.to_string(), last.is_some()));
+                self.faults
+                    .push(bad.into_fault(table, self.id.to_string(), last.is_some()));
                 last
             }
         }
@@ -228,11 +265,15 @@ impl Admission<'_> {
             }
         };
         let owner = self.id.to_string();
-        let rows = self.ordered(rows, Table::TenantCredentials, &owner, "").rows;
+        let rows = self
+            .ordered(rows, Table::TenantCredentials, &owner, "")
+            .rows;
         let mut good: BTreeMap<(String, String), Credential> = BTreeMap::new();
         let mut withheld = BTreeMap::new();
         for (id, row) in rows {
-            let names = row.text("provider", 50).and_then(|p| Ok((p, row.text("name", 100)?)));
+            let names = row
+                .text("provider", 50)
+                .and_then(|p| Ok((p, row.text("name", 100)?)));
             let (provider, name) = match names {
                 Ok(names) => names,
                 Err(bad) => {
@@ -243,7 +284,12 @@ impl Admission<'_> {
             let key = (provider.clone(), name.clone());
             match self.read_ciphertext(&row) {
                 Ok(data_ciphertext) => {
-                    let row = Credential { id, provider, name, data_ciphertext };
+                    let row = Credential {
+                        id,
+                        provider,
+                        name,
+                        data_ciphertext,
+                    };
                     if let Some(other) = good.insert(key, row) {
                         let what = format!("provider, name: row {id} has the same and is in force");
                         let bad = Bad::new(Reason::Malformed, what);
@@ -251,19 +297,35 @@ impl Admission<'_> {
                     }
                 }
                 Err(bad) => {
-                    withheld.insert(key, Withheld { id, provider, name, reason: bad.reason });
+                    withheld.insert(
+                        key,
+                        Withheld {
+                            id,
+                            provider,
+                            name,
+                            reason: bad.reason,
+                        },
+                    );
                     self.left_out(bad, Table::TenantCredentials, id);
                 }
             }
         }
         withheld.retain(|key, _| !good.contains_key(key));
-        (good.into_values().collect(), withheld.into_values().collect())
+        (
+            good.into_values().collect(),
+            withheld.into_values().collect(),
+        )
     }
 
     fn read_ciphertext(&self, row: &Row<'_>) -> Checked<String> {
         let text = row.sized("data_ciphertext")?;
-        row.within("data_ciphertext", &text, "limits.credential_bytes", self.limits.credential_bytes)
-            .map(|()| text)
+        row.within(
+            "data_ciphertext",
+            &text,
+            "limits.credential_bytes",
+            self.limits.credential_bytes,
+        )
+        .map(|()| text)
     }
 
     fn prompts(&mut self, row: &Row<'_>) -> Vec<Prompt> {
@@ -297,13 +359,21 @@ impl Admission<'_> {
             Some(raw) => Some(self.read_version(id, raw)?),
         };
         let scope = row.text("scope", 50).map_err(of_prompt)?;
-        let scope = [Scope::Global, Scope::EventType, Scope::Account, Scope::PhoneNumber]
-            .into_iter()
-            .find(|known| known.as_str() == scope)
-            .ok_or_else(|| {
-                let what = format!("scope: {} is none of global, event_type, account, phone-number", shown(&scope));
-                of_prompt(Bad::new(Reason::Malformed, what))
-            })?;
+        let scope = [
+            Scope::Global,
+            Scope::EventType,
+            Scope::Account,
+            Scope::PhoneNumber,
+        ]
+        .into_iter()
+        .find(|known| known.as_str() == scope)
+        .ok_or_else(|| {
+            let what = format!(
+                "scope: {} is none of global, event_type, account, phone-number",
+                shown(&scope)
+            );
+            of_prompt(Bad::new(Reason::Malformed, what))
+        })?;
         let mut prompt = Prompt {
             id,
             name: row.text("name", 255).map_err(of_prompt)?,
@@ -318,7 +388,9 @@ impl Admission<'_> {
         let bindings = row.list("bindings").map_err(of_prompt)?;
         let there = bindings.len();
         let of = format!("of prompt {id}");
-        let rows = self.ordered(bindings, Table::PromptBindings, &id.to_string(), &of).rows;
+        let rows = self
+            .ordered(bindings, Table::PromptBindings, &id.to_string(), &of)
+            .rows;
         for (binding, row) in rows {
             match read_binding(binding, &row) {
                 Ok(binding) => prompt.bindings.push(binding),
@@ -332,13 +404,28 @@ impl Admission<'_> {
 
     /// A prompt whose highest version is bad is left out: an older version is not what the platform says.
     fn read_version(&self, prompt: Uuid, raw: &str) -> Result<Version, (Table, String, Bad)> {
-        let malformed = |bad: Bad| (Table::Prompts, prompt.to_string(), bad.and("in the highest version"));
+        let malformed = |bad: Bad| {
+            (
+                Table::Prompts,
+                prompt.to_string(),
+                bad.and("in the highest version"),
+            )
+        };
         let row = Row::read(raw).map_err(malformed)?;
         let id = row.uuid("id").map_err(malformed)?;
         let read = || {
             let content = row.sized("content")?;
-            row.within("content", &content, "limits.prompt_bytes", self.limits.prompt_bytes)?;
-            Ok(Version { id, version: row.integer("version", None)?, content })
+            row.within(
+                "content",
+                &content,
+                "limits.prompt_bytes",
+                self.limits.prompt_bytes,
+            )?;
+            Ok(Version {
+                id,
+                version: row.integer("version", None)?,
+                content,
+            })
         };
         read().map_err(|bad: Bad| {
             let bad = bad.and(&format!("so prompt {prompt} is left out"));
@@ -360,7 +447,8 @@ impl Admission<'_> {
                 Ok(row) => rows.push(row),
                 Err(bad) => {
                     let bad = bad.and("in a row whose key cannot be told");
-                    self.faults.push(bad.and(of).into_fault(table, owner.to_owned(), false));
+                    self.faults
+                        .push(bad.and(of).into_fault(table, owner.to_owned(), false));
                 }
             }
         }
@@ -368,15 +456,19 @@ impl Admission<'_> {
         let most = self.limits.rows_per_tenant;
         if rows.len() > most {
             rows.truncate(most);
-            let what = format!("more than limits.rows_per_tenant = {most} rows; the first {most} by id are in force");
+            let what = format!(
+                "more than limits.rows_per_tenant = {most} rows; the first {most} by id are in force"
+            );
             let bad = Bad::new(Reason::TooMany, what).and(of);
-            self.faults.push(bad.into_fault(table, owner.to_owned(), false));
+            self.faults
+                .push(bad.into_fault(table, owner.to_owned(), false));
         }
         Ordered { rows }
     }
 
     fn left_out(&mut self, bad: Bad, table: Table, id: Uuid) {
-        self.faults.push(bad.into_fault(table, id.to_string(), false));
+        self.faults
+            .push(bad.into_fault(table, id.to_string(), false));
     }
 }
 
@@ -388,7 +480,8 @@ struct Ordered<'a> {
 fn read_settings(row: &Row<'_>) -> Checked<Settings> {
     let business_hours = row.json("business_hours", Reason::BusinessHours)?;
     if let Some(hours) = &business_hours {
-        BusinessHours::parse(hours).map_err(|err| Bad::new(Reason::BusinessHours, err.to_string()))?;
+        BusinessHours::parse(hours)
+            .map_err(|err| Bad::new(Reason::BusinessHours, err.to_string()))?;
     }
     Ok(Settings {
         model: row.text("model", 100)?,
@@ -435,7 +528,10 @@ type Checked<T> = Result<T, Bad>;
 
 impl Bad {
     fn new(reason: Reason, what: impl Into<String>) -> Self {
-        Self { reason, what: what.into() }
+        Self {
+            reason,
+            what: what.into(),
+        }
     }
 
     /// The same with one more thing to know.
@@ -448,7 +544,13 @@ impl Bad {
     }
 
     fn into_fault(self, table: Table, key: String, last_good: bool) -> Fault {
-        Fault { table, key, reason: self.reason, detail: self.what, last_good }
+        Fault {
+            table,
+            key,
+            reason: self.reason,
+            detail: self.what,
+            last_good,
+        }
     }
 }
 
@@ -472,7 +574,8 @@ impl Faults {
         if self.more > 0 {
             let what = format!("{} more bad rows are not listed", self.more);
             let bad = Bad::new(Reason::TooMany, what);
-            self.listed.push(bad.into_fault(Table::Tenants, tenant.to_string(), false));
+            self.listed
+                .push(bad.into_fault(Table::Tenants, tenant.to_string(), false));
         }
         self.listed
     }
@@ -480,7 +583,11 @@ impl Faults {
 
 /// A text from outside as a fault may show it: short and printable.
 fn shown(text: &str) -> String {
-    let mut shown: String = text.chars().take(SHOWN_CHARS).flat_map(char::escape_debug).collect();
+    let mut shown: String = text
+        .chars()
+        .take(SHOWN_CHARS)
+        .flat_map(char::escape_debug)
+        .collect();
     if text.chars().nth(SHOWN_CHARS).is_some() {
         shown.push('…');
     }
@@ -493,22 +600,33 @@ struct Row<'a>(BTreeMap<String, &'a RawValue>);
 
 impl<'a> Row<'a> {
     fn read(raw: &'a str) -> Checked<Self> {
-        serde_json::from_str(raw)
-            .map(Self)
-            .map_err(|_| Bad::new(Reason::Malformed, "the row cannot be read: it is no JSON object"))
+        serde_json::from_str(raw).map(Self).map_err(|_| {
+            Bad::new(
+                Reason::Malformed,
+                "the row cannot be read: it is no JSON object",
+            )
+        })
     }
 
     /// The text of a column's value; `None` where it is null or missing.
     fn raw_or_null(&self, column: &str) -> Option<&'a str> {
-        self.0.get(column).map(|raw| raw.get()).filter(|raw| *raw != "null")
+        self.0
+            .get(column)
+            .map(|raw| raw.get())
+            .filter(|raw| *raw != "null")
     }
 
     fn raw(&self, column: &str) -> Checked<&'a str> {
-        self.raw_or_null(column).map_or_else(|| self.missing(column), Ok)
+        self.raw_or_null(column)
+            .map_or_else(|| self.missing(column), Ok)
     }
 
     /// The column as this type.
-    fn read_as<T: Deserialize<'a>>(&self, column: &str, wants: impl fmt::Display) -> Checked<Option<T>> {
+    fn read_as<T: Deserialize<'a>>(
+        &self,
+        column: &str,
+        wants: impl fmt::Display,
+    ) -> Checked<Option<T>> {
         let Some(raw) = self.raw_or_null(column) else {
             return Ok(None);
         };
@@ -522,7 +640,8 @@ impl<'a> Row<'a> {
     }
 
     fn uuid(&self, column: &str) -> Checked<Uuid> {
-        self.uuid_or_null(column)?.map_or_else(|| self.missing(column), Ok)
+        self.uuid_or_null(column)?
+            .map_or_else(|| self.missing(column), Ok)
     }
 
     fn flag(&self, column: &str, default: bool) -> Checked<bool> {
@@ -537,7 +656,9 @@ impl<'a> Row<'a> {
 
     fn instant(&self, column: &str) -> Checked<Timestamp> {
         let wants = "an instant of the years to 9999";
-        let text: String = self.read_as(column, wants)?.map_or_else(|| self.missing(column), Ok)?;
+        let text: String = self
+            .read_as(column, wants)?
+            .map_or_else(|| self.missing(column), Ok)?;
         // An adopted table may have a column without a timezone: then it is UTC.
         let utc = |local: DateTime| TimeZone::UTC.to_timestamp(local).ok();
         text.parse::<Timestamp>()
@@ -563,7 +684,8 @@ impl<'a> Row<'a> {
     }
 
     fn text(&self, column: &str, most: usize) -> Checked<String> {
-        self.text_or_null(column, most)?.map_or_else(|| self.missing(column), Ok)
+        self.text_or_null(column, most)?
+            .map_or_else(|| self.missing(column), Ok)
     }
 
     /// A text that Postgres was told not to send when it is very long: then only `bytes` says that there is one.
@@ -572,9 +694,10 @@ impl<'a> Row<'a> {
             return Ok(text);
         }
         match self.read_as::<u64>("bytes", "a number of bytes")? {
-            Some(bytes) if bytes > 0 => {
-                Err(Bad::new(Reason::TooLong, format!("{column}: {bytes} bytes are more than are ever read")))
-            }
+            Some(bytes) if bytes > 0 => Err(Bad::new(
+                Reason::TooLong,
+                format!("{column}: {bytes} bytes are more than are ever read"),
+            )),
             _ => self.missing(column),
         }
     }
@@ -593,11 +716,15 @@ impl<'a> Row<'a> {
             return Ok(None);
         };
         if raw.len() > MAX_JSON_BYTES {
-            let what = format!("{column}: {} bytes, {MAX_JSON_BYTES} are allowed", raw.len());
+            let what = format!(
+                "{column}: {} bytes, {MAX_JSON_BYTES} are allowed",
+                raw.len()
+            );
             return Err(Bad::new(Reason::TooLong, what));
         }
         let value = serde_json::from_str(raw).map_err(|_| {
-            let what = format!("{column}: holds a number too large or is nested too deep to be read");
+            let what =
+                format!("{column}: holds a number too large or is nested too deep to be read");
             Bad::new(reason, what)
         })?;
         if holds_control(&value) {
@@ -609,11 +736,15 @@ impl<'a> Row<'a> {
 
     /// A list of rows; each is cut out and not yet read.
     fn list(&self, column: &str) -> Checked<Vec<&'a RawValue>> {
-        self.read_as(column, "a list")?.map_or_else(|| self.missing(column), Ok)
+        self.read_as(column, "a list")?
+            .map_or_else(|| self.missing(column), Ok)
     }
 
     fn missing<T>(&self, column: &str) -> Checked<T> {
-        Err(Bad::new(Reason::Malformed, format!("{column}: is null or missing")))
+        Err(Bad::new(
+            Reason::Malformed,
+            format!("{column}: is null or missing"),
+        ))
     }
 }
 
@@ -624,9 +755,9 @@ fn holds_control(value: &Value) -> bool {
     match value {
         Value::String(text) => in_text(text),
         Value::Array(items) => items.iter().any(holds_control),
-        Value::Object(members) => {
-            members.iter().any(|(key, value)| in_text(key) || holds_control(value))
-        }
+        Value::Object(members) => members
+            .iter()
+            .any(|(key, value)| in_text(key) || holds_control(value)),
         Value::Null | Value::Bool(_) | Value::Number(_) => false,
     }
 }

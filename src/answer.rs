@@ -24,7 +24,11 @@ use crate::select::{BETWEEN_CONTENTS, Chosen, Selection};
 pub const SHORT_BYTES: usize = 4096;
 
 /// Everything but RFC 3986's unreserved characters.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Declares the fields once: name in the flat forms, place in the JSON, meaning.
 macro_rules! fields {
@@ -146,7 +150,11 @@ impl<'a> Answer<'a> {
     /// The answer for a selection, as old as this.
     #[must_use]
     pub fn new(selection: &'a Selection<'a>, staleness: Staleness) -> Self {
-        Self { selection, staleness, revision: selection.profile.revision() }
+        Self {
+            selection,
+            staleness,
+            revision: selection.profile.revision(),
+        }
     }
 
     /// The full view. Credentials of the providers for which `credentials` says yes; without it, none of their
@@ -158,7 +166,11 @@ impl<'a> Answer<'a> {
         self.write_fields(&mut json, &Whole);
         // The last field left its object, `prompt`, open.
         json.key("system");
-        let contents = self.selection.prompts.iter().map(|chosen| chosen.version.content.as_str());
+        let contents = self
+            .selection
+            .prompts
+            .iter()
+            .map(|chosen| chosen.version.content.as_str());
         json.joined_text(contents, BETWEEN_CONTENTS);
         json.key("layers");
         json.list(&self.selection.prompts, |json, chosen| {
@@ -180,7 +192,10 @@ impl<'a> Answer<'a> {
         }
         json.close();
         let etag = json.etag();
-        Resolved { body: json.out, etag }
+        Resolved {
+            body: json.out,
+            etag,
+        }
     }
 
     /// The short view as JSON, shorter than [`SHORT_BYTES`].
@@ -226,7 +241,11 @@ impl<'a> Answer<'a> {
 
     /// The value of a field, uncut.
     fn value(&self, field: Field) -> Value<'a> {
-        let Self { selection, staleness, revision } = self;
+        let Self {
+            selection,
+            staleness,
+            revision,
+        } = self;
         let number = &selection.profile.number.row;
         let tenant = &selection.profile.tenant.tenant;
         match field {
@@ -270,7 +289,7 @@ impl<'a> Answer<'a> {
             json.key(key);
             let from = json.out.len();
             json.value(values.value(self, *field));
-            if false {
+            if field.is_volatile() {
                 json.volatile.push(from..json.out.len());
             }
         }
@@ -280,9 +299,15 @@ impl<'a> Answer<'a> {
     fn full_capacity(&self) -> usize {
         let each = |chosen: &Chosen<'_>| {
             let content = chosen.version.content.len().saturating_mul(2);
-            content.saturating_add(chosen.prompt.name.len()).saturating_add(256)
+            content
+                .saturating_add(chosen.prompt.name.len())
+                .saturating_add(256)
         };
-        self.selection.prompts.iter().map(each).fold(2048, usize::saturating_add)
+        self.selection
+            .prompts
+            .iter()
+            .map(each)
+            .fold(2048, usize::saturating_add)
     }
 
     /// Writes the short view, and once more with less in it where it is too long: prompt ids first, whole ids from the
@@ -293,7 +318,10 @@ impl<'a> Answer<'a> {
         bytes: impl Fn(char) -> usize,
         id_bytes: usize,
     ) -> Vec<u8> {
-        let mut cuts = Cuts { ids: self.selection.prompts.len(), texts: Vec::new() };
+        let mut cuts = Cuts {
+            ids: self.selection.prompts.len(),
+            texts: Vec::new(),
+        };
         let mut written = write(&cuts);
         let Some(mut over) = written.len().checked_sub(SHORT_BYTES.saturating_sub(1)) else {
             return written;
@@ -312,9 +340,13 @@ impl<'a> Answer<'a> {
             if over == 0 {
                 break;
             }
-            let Value::Text(text) = self.value(field) else { continue };
+            let Value::Text(text) = self.value(field) else {
+                continue;
+            };
             let mut keep = text;
-            while over > 0 && let Some(last) = keep.chars().next_back() {
+            while over > 0
+                && let Some(last) = keep.chars().next_back()
+            {
                 over = over.saturating_sub(bytes(last));
                 keep = keep.strip_suffix(last).unwrap_or_default();
             }
@@ -326,8 +358,13 @@ impl<'a> Answer<'a> {
 }
 
 /// What is cut from a short view that is too long, after the prompt ids.
-const CUT: [Field; 5] =
-    [Field::TenantName, Field::Label, Field::AccountRef, Field::EventType, Field::TenantSlug];
+const CUT: [Field; 5] = [
+    Field::TenantName,
+    Field::Label,
+    Field::AccountRef,
+    Field::EventType,
+    Field::TenantSlug,
+];
 
 /// Where the values of the fields come from.
 trait Values {
@@ -406,10 +443,22 @@ pub fn error_form(status: &str, message: &str) -> Vec<u8> {
 /// What the credentials and those withheld take at most. No character takes more than six bytes in JSON.
 fn credentials_room(profile: &Profile, allowed: &dyn Fn(&str) -> bool) -> usize {
     let names = |provider: &str, name: &str| {
-        provider.len().saturating_add(name.len()).saturating_mul(6).saturating_add(16)
+        provider
+            .len()
+            .saturating_add(name.len())
+            .saturating_mul(6)
+            .saturating_add(16)
     };
-    let opened = profile.tenant.credentials.iter().filter(|one| allowed(&one.provider));
-    let withheld = profile.tenant.withheld.iter().filter(|one| allowed(&one.provider));
+    let opened = profile
+        .tenant
+        .credentials
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    let withheld = profile
+        .tenant
+        .withheld
+        .iter()
+        .filter(|one| allowed(&one.provider));
     opened
         .map(|one| names(&one.provider, &one.name).saturating_add(one.json.len()))
         .chain(withheld.map(|one| names(&one.provider, &one.name)))
@@ -419,8 +468,16 @@ fn credentials_room(profile: &Profile, allowed: &dyn Fn(&str) -> bool) -> usize 
 fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) -> bool) {
     // All of the room before the first secret is written: growing later would leave a copy behind.
     json.reserve_wiping(credentials_room(profile, allowed));
-    let opened = profile.tenant.credentials.iter().filter(|one| allowed(&one.provider));
-    let withheld = profile.tenant.withheld.iter().filter(|one| allowed(&one.provider));
+    let opened = profile
+        .tenant
+        .credentials
+        .iter()
+        .filter(|one| allowed(&one.provider));
+    let withheld = profile
+        .tenant
+        .withheld
+        .iter()
+        .filter(|one| allowed(&one.provider));
     json.open(Some("credentials"));
     let mut inside: Option<&str> = None;
     for credential in opened {
@@ -433,14 +490,17 @@ fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) 
             inside = Some(provider);
         }
         json.key(&credential.name);
-        json.out.extend_from_slice(credential.json.expose().as_bytes());
+        json.out
+            .extend_from_slice(credential.json.expose().as_bytes());
     }
     if inside.is_some() {
         json.close();
     }
     json.close();
     json.key("credentials_withheld");
-    json.list(withheld, |json, one| json.joined_text([one.provider.as_str(), &one.name], "/"));
+    json.list(withheld, |json, one| {
+        json.joined_text([one.provider.as_str(), &one.name], "/")
+    });
 }
 
 /// JSON being written. Members separate themselves.
@@ -452,7 +512,10 @@ struct Json {
 
 impl Json {
     fn with_capacity(bytes: usize) -> Self {
-        Self { out: Zeroizing::new(Vec::with_capacity(bytes)), volatile: Vec::new() }
+        Self {
+            out: Zeroizing::new(Vec::with_capacity(bytes)),
+            volatile: Vec::new(),
+        }
     }
 
     /// Makes room for so many bytes more, wiping what is moved away from.
@@ -492,7 +555,9 @@ impl Json {
     fn value(&mut self, value: Value<'_>) {
         match value {
             Value::Text(text) => self.text(text),
-            Value::Flag(flag) => self.out.extend_from_slice(if flag { b"true" } else { b"false" }),
+            Value::Flag(flag) => self
+                .out
+                .extend_from_slice(if flag { b"true" } else { b"false" }),
             Value::Count(count) => self.integer(count),
             // No character of these needs escaping.
             Value::Id(_) | Value::Ids(_) | Value::Time(_) | Value::Revision(_) => {
@@ -614,7 +679,9 @@ fn json_bytes(c: char) -> usize {
 /// Bytes a character takes in a form.
 fn form_bytes(c: char) -> usize {
     let mut buffer = [0; 4];
-    utf8_percent_encode(c.encode_utf8(&mut buffer), RESERVED).map(str::len).sum()
+    utf8_percent_encode(c.encode_utf8(&mut buffer), RESERVED)
+        .map(str::len)
+        .sum()
 }
 
 /// An instant at a zone, RFC 3339 to the second. An offset that is no whole minute, as of before standard time, is
@@ -631,17 +698,37 @@ impl LocalTime {
         let offset_minutes = seconds.saturating_add(30).div_euclid(60);
         let rounded = jiff::tz::Offset::from_seconds(offset_minutes.saturating_mul(60));
         let civil = rounded.unwrap_or(jiff::tz::Offset::UTC).to_datetime(at);
-        Self { civil, offset_minutes }
+        Self {
+            civil,
+            offset_minutes,
+        }
     }
 }
 
 impl fmt::Display for LocalTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let time = self.civil;
-        write!(f, "{:04}-{:02}-{:02}", time.year(), time.month(), time.day())?;
-        write!(f, "T{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())?;
+        write!(
+            f,
+            "{:04}-{:02}-{:02}",
+            time.year(),
+            time.month(),
+            time.day()
+        )?;
+        write!(
+            f,
+            "T{:02}:{:02}:{:02}",
+            time.hour(),
+            time.minute(),
+            time.second()
+        )?;
         let sign = if self.offset_minutes < 0 { '-' } else { '+' };
         let minutes = self.offset_minutes.unsigned_abs();
-        write!(f, "{sign}{:02}:{:02}", minutes.div_euclid(60), minutes.rem_euclid(60))
+        write!(
+            f,
+            "{sign}{:02}:{:02}",
+            minutes.div_euclid(60),
+            minutes.rem_euclid(60)
+        )
     }
 }

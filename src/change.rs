@@ -320,6 +320,7 @@ pub fn holds_loss(lost: u64, of: u64, percent: u8) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests may do sums")]
 mod tests {
     use proptest::prelude::*;
 

@@ -53,7 +53,9 @@ pub fn explain(profile: &Profile, call: &Call, at: Timestamp, stack_bytes: usize
             Some(Refusal::TenantSuspended) => "tenant_suspended",
             Some(_) => "not_ready",
         },
-        message: refusal.map(|refusal| refusal.to_string()).unwrap_or_default(),
+        message: refusal
+            .map(|refusal| refusal.to_string())
+            .unwrap_or_default(),
         number: number.e164.as_str(),
         at: LocalTime::new(at, &TimeZone::UTC).to_string(),
         revision: profile.revision().to_string(),
@@ -76,7 +78,10 @@ pub fn explain(profile: &Profile, call: &Call, at: Timestamp, stack_bytes: usize
         faults: profile.number.faults.iter().chain(&tenant.faults).collect(),
     };
     // Writing maps of text into memory does not fail.
-    Explained { body: serde_json::to_vec(&page).unwrap_or_default(), refusal }
+    Explained {
+        body: serde_json::to_vec(&page).unwrap_or_default(),
+        refusal,
+    }
 }
 
 /// The explanation in the order in which it is written.
@@ -144,7 +149,12 @@ impl<'a> Fields<'a> {
         };
         Self {
             label: field(profile, label, "label", ""),
-            language: field(profile, selection.language, "default_language", "language_override"),
+            language: field(
+                profile,
+                selection.language,
+                "default_language",
+                "language_override",
+            ),
             voice: field(profile, selection.voice, "default_voice", "voice_override"),
             timezone: field(profile, selection.timezone, "timezone", "timezone_override"),
             model: field(profile, selection.model, "model", "model_override"),
@@ -183,9 +193,15 @@ fn field<T>(
             Table::TenantSettings,
             profile.tenant.tenant.id,
             column,
-            profile.tenant.settings_revision.map(shown).unwrap_or_default(),
+            profile
+                .tenant
+                .settings_revision
+                .map(shown)
+                .unwrap_or_default(),
             match profile.tenant.settings_revision {
-                Some(_) => format!("{column} of the tenant's settings; no binding that acts overrides it"),
+                Some(_) => {
+                    format!("{column} of the tenant's settings; no binding that acts overrides it")
+                }
                 None => "no settings row of the tenant is in force".to_owned(),
             },
         ),
@@ -200,7 +216,14 @@ fn field<T>(
             ),
         ),
     };
-    FieldPage { value: field.value, table: table.as_str(), id, column, revision, why }
+    FieldPage {
+        value: field.value,
+        table: table.as_str(),
+        id,
+        column,
+        revision,
+        why,
+    }
 }
 
 #[derive(Serialize)]
@@ -216,9 +239,13 @@ struct HoursPage<'a> {
 
 impl<'a> HoursPage<'a> {
     fn of(facts: &Facts<'_>, profile: &'a Profile, at: Timestamp) -> Self {
-        let said = facts.call.attributes.get(OUTSIDE_BUSINESS_HOURS).filter(|said| !said.is_empty());
-        let by_caller = Condition::OutsideBusinessHours(true)
-            .holds(facts.call, facts.outside_business_hours());
+        let said = facts
+            .call
+            .attributes
+            .get(OUTSIDE_BUSINESS_HOURS)
+            .filter(|said| !said.is_empty());
+        let by_caller =
+            Condition::OutsideBusinessHours(true).holds(facts.call, facts.outside_business_hours());
         Self {
             value: facts.hours.as_str(),
             timezone: &profile.number.row.timezone,
@@ -273,12 +300,17 @@ fn prompts<'a>(selection: &Selection<'a>, facts: &Facts<'a>) -> Vec<PromptPage<'
     // Chosen prompts stand in the order of all prompts, so one pass finds them.
     let mut chosen = selection.prompts.iter().peekable();
     let each = |prompt: &'a CompiledPrompt| {
-        let fits = chosen.next_if(|chosen| std::ptr::eq(chosen.prompt, prompt)).is_some();
+        let fits = chosen
+            .next_if(|chosen| std::ptr::eq(chosen.prompt, prompt))
+            .is_some();
         let verdict = facts.judge(prompt);
         let listed = prompt.bindings.len().min(room);
         room = room.saturating_sub(listed);
         let acting = match verdict {
-            Verdict::Applies(Chosen { acting: Some(binding), .. }) if fits => Some(binding.id),
+            Verdict::Applies(Chosen {
+                acting: Some(binding),
+                ..
+            }) if fits => Some(binding.id),
             _ => None,
         };
         let bindings = prompt.bindings.iter().take(listed);
@@ -288,7 +320,10 @@ fn prompts<'a>(selection: &Selection<'a>, facts: &Facts<'a>) -> Vec<PromptPage<'
             scope: prompt.scope.as_str(),
             priority: prompt.priority,
             version: prompt.version.as_ref().map_or(0, |version| version.version),
-            content_bytes: prompt.version.as_ref().map_or(0, |version| version.content.len()),
+            content_bytes: prompt
+                .version
+                .as_ref()
+                .map_or(0, |version| version.content.len()),
             revision: prompt.revision.to_string(),
             version_revision: prompt
                 .version
@@ -297,7 +332,9 @@ fn prompts<'a>(selection: &Selection<'a>, facts: &Facts<'a>) -> Vec<PromptPage<'
                 .unwrap_or_default(),
             chosen: fits,
             why: prompt_sentence(prompt, verdict, fits),
-            bindings: bindings.map(|binding| binding_page(prompt, binding, facts, acting)).collect(),
+            bindings: bindings
+                .map(|binding| binding_page(prompt, binding, facts, acting))
+                .collect(),
             bindings_left_out: prompt.bindings_left_out,
             bindings_not_listed: prompt.bindings.len().saturating_sub(listed),
         }
@@ -309,12 +346,16 @@ fn prompt_sentence(prompt: &CompiledPrompt, verdict: Verdict<'_>, fits: bool) ->
     let scope = prompt.scope.as_str();
     match verdict {
         Verdict::Applies(_) if !fits => {
-            "left out: it applies, but does not fit into limits.stack_bytes after those before it".into()
+            "left out: it applies, but does not fit into limits.stack_bytes after those before it"
+                .into()
         }
         Verdict::Applies(Chosen { acting: None, .. }) => {
             "chosen: it is global and has no bindings".into()
         }
-        Verdict::Applies(Chosen { acting: Some(binding), .. }) => {
+        Verdict::Applies(Chosen {
+            acting: Some(binding),
+            ..
+        }) => {
             format!("chosen: binding {} matches", binding.id)
         }
         Verdict::Inactive => "not chosen: it is not active".into(),
@@ -357,15 +398,24 @@ fn binding_page<'a>(
         ("voice_override", effects.voice.is_some()),
         ("timezone_override", effects.timezone.is_some()),
         ("model_override", effects.model.is_some()),
-        ("transcription_provider_override", effects.transcription_provider.is_some()),
-        ("recording_enabled_override", effects.recording_enabled.is_some()),
+        (
+            "transcription_provider_override",
+            effects.transcription_provider.is_some(),
+        ),
+        (
+            "recording_enabled_override",
+            effects.recording_enabled.is_some(),
+        ),
     ];
     let id = binding.id;
     let why = match miss {
         Some(miss) => format!("binding {id}: {}", miss_sentence(miss, facts)),
         None if acts => format!("binding {id}: matches and acts, the most special that does"),
         None if !names_scope(binding, prompt.scope) => {
-            format!("binding {id}: matches, but does not set {}", scope_column(prompt))
+            format!(
+                "binding {id}: matches, but does not set {}",
+                scope_column(prompt)
+            )
         }
         None => format!("binding {id}: matches and does not act"),
     };
@@ -373,11 +423,18 @@ fn binding_page<'a>(
         id,
         account_ref: binding.account_ref.as_deref().unwrap_or_default(),
         event_type: binding.event_type.as_deref().unwrap_or_default(),
-        phone_number_id: binding.phone_number_id.map(|id| id.to_string()).unwrap_or_default(),
+        phone_number_id: binding
+            .phone_number_id
+            .map(|id| id.to_string())
+            .unwrap_or_default(),
         revision: binding.revision.to_string(),
         matches: miss.is_none(),
         acts,
-        effects: set.into_iter().filter(|(_, set)| *set).map(|(name, _)| name).collect(),
+        effects: set
+            .into_iter()
+            .filter(|(_, set)| *set)
+            .map(|(name, _)| name)
+            .collect(),
         why,
     }
 }
@@ -396,7 +453,10 @@ fn miss_sentence(miss: Miss<'_>, facts: &Facts<'_>) -> String {
         Miss::PhoneNumber => "phone_number_id is not the called number's".into(),
         Miss::Condition(condition) => {
             let shown = clipped(&condition.to_string());
-            format!("condition {shown} does not hold: {}", condition_sentence(condition, facts))
+            format!(
+                "condition {shown} does not hold: {}",
+                condition_sentence(condition, facts)
+            )
         }
     }
 }

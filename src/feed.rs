@@ -481,7 +481,7 @@ impl Feed {
         self.applied(state, cursor, &applied, &[], sent);
         self.prove(state, &header, sent);
         let every = if state.trusted && !state.held() { self.config.reconcile_every } else { DISTRUST_EVERY.min(self.config.reconcile_every) };
-        state.compare_at = after(Instant::now(), jitter(every, every / 10));
+        state.compare_at = after(Instant::now(), jitter(every, every.checked_div(10).unwrap_or_default()));
         self.metrics.pulls.inc(PullCause::Reconcile);
         self.metrics.pull_duration.observe(PullCause::Reconcile, began.elapsed().as_secs_f64());
         tracing::info!(
@@ -539,7 +539,7 @@ impl Feed {
         Terms {
             told: cover.clone(),
             cover,
-            limits: self.engine.limits().clone(),
+            limits: *self.engine.limits(),
             hold_percent: self.config.hold_if_lost_percent,
             accept_loss,
             settles_held: false,

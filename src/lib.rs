@@ -29,6 +29,5 @@ pub mod condition;
 pub mod hours;
 pub mod row;
 pub mod number;
-
 #[cfg(test)]
 mod sample;

@@ -66,7 +66,12 @@ impl NumberProfile {
             .saturating_add(text(&self.row.default_voice))
             .saturating_add(self.row.default_language.len())
             .saturating_add(self.row.timezone.len())
-            .saturating_add(self.faults.iter().map(|fault| fault.detail.len().saturating_add(size_of::<Fault>())).sum())
+            .saturating_add(
+                self.faults
+                    .iter()
+                    .map(|fault| fault.detail.len().saturating_add(size_of::<Fault>()))
+                    .sum(),
+            )
     }
 }
 
@@ -121,7 +126,10 @@ impl RowRevision {
     #[must_use]
     pub fn start_of(hash: &[u8; 32]) -> Self {
         let mut start = [0; 8];
-        start.iter_mut().zip(hash).for_each(|(to, from)| *to = *from);
+        start
+            .iter_mut()
+            .zip(hash)
+            .for_each(|(to, from)| *to = *from);
         Self(start)
     }
 }
@@ -171,7 +179,9 @@ pub struct CompiledVersion {
 
 impl fmt::Debug for CompiledVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CompiledVersion").field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("CompiledVersion")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
     }
 }
 
@@ -200,7 +210,11 @@ impl CompiledBinding {
     /// How many columns it is bound by: the more, the more special.
     #[must_use]
     pub fn columns_set(&self) -> u8 {
-        let set = [self.account_ref.is_some(), self.event_type.is_some(), self.phone_number_id.is_some()];
+        let set = [
+            self.account_ref.is_some(),
+            self.event_type.is_some(),
+            self.phone_number_id.is_some(),
+        ];
         set.into_iter().map(u8::from).sum()
     }
 }
@@ -247,7 +261,9 @@ pub enum Refusal {
     #[error("this node has not synchronised yet and cannot reach Postgres; retry")]
     NeverSynced,
     /// The number's or tenant's row cannot be used and there was never a good one.
-    #[error("the number's rows cannot be used and no earlier good ones are known; see status on the admin socket")]
+    #[error(
+        "the number's rows cannot be used and no earlier good ones are known; see status on the admin socket"
+    )]
     NoGoodRow,
     /// The replica cannot be read.
     #[error("the replica cannot be read; see the log")]

@@ -570,7 +570,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// [`ReplicaError`] when it cannot be read.
-    pub fn digests(&self) -> Result<BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>, ReplicaError> {
+    pub fn digests(&self) -> Result<BTreeMap<Uuid, Hashes>, ReplicaError> {
         const DOING: &str = "reading hashes";
         let mut all = BTreeMap::new();
         for entry in tried!("reading hashes", self.tenants.iter())? {
@@ -578,16 +578,15 @@ impl View<'_> {
             let id = Uuid::from_slice(id.value()).map_err(|err| ReplicaError::Storage { doing: DOING, what: err.to_string() })?;
             // A record that no longer opens counts as different, and is so read anew.
             let hash = open_tenant(self.key, id, value.value()).ok().map(|record| record.hash);
-            all.insert(id, (hash, 0, DocHash::of("")));
+            all.insert(id, Hashes { rows: hash, count: 0, numbers: DocHash::of("") });
         }
         let mut running: Option<(Uuid, u64, digest::Context)> = None;
-        let close = |all: &mut BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>, done: Option<(Uuid, u64, digest::Context)>| {
+        let close = |all: &mut BTreeMap<Uuid, Hashes>, done: Option<(Uuid, u64, digest::Context)>| {
             if let Some((id, count, context)) = done {
                 let mut hash = [0; 32];
                 hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-                let entry = all.entry(id).or_insert((None, 0, DocHash(hash)));
-                entry.1 = count;
-                entry.2 = DocHash(hash);
+                let entry = all.entry(id).or_insert(Hashes { rows: None, count: 0, numbers: DocHash(hash) });
+                (entry.count, entry.numbers) = (count, DocHash(hash));
             }
         };
         for entry in tried!("reading hashes", self.index.iter())? {
@@ -605,10 +604,21 @@ impl View<'_> {
     }
 }
 
+/// What is compared of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hashes {
+    /// Of the tenant's document; `None` where there is none, or it no longer opens.
+    pub rows: Option<DocHash>,
+    /// How many numbers it has.
+    pub count: u64,
+    /// Of the hashes of its numbers, in their byte order.
+    pub numbers: DocHash,
+}
+
 /// The tenants and tenants' numbers that differ, from the hashes of both sides.
 #[derive(Debug, Default)]
 pub struct Comparison {
-    here: BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>,
+    here: BTreeMap<Uuid, Hashes>,
     seen_rows: BTreeSet<Uuid>,
     seen_numbers: BTreeSet<Uuid>,
     /// What differs.
@@ -624,7 +634,7 @@ pub struct Comparison {
 impl Comparison {
     /// Begins with what is here.
     #[must_use]
-    pub fn new(here: BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>) -> Self {
+    pub fn new(here: BTreeMap<Uuid, Hashes>) -> Self {
         Self { here, ..Self::default() }
     }
 
@@ -636,14 +646,14 @@ impl Comparison {
                 self.tenants = self.tenants.saturating_add(1);
                 self.seen_rows.insert(id);
                 self.common |= here.is_some();
-                if here.and_then(|(rows, ..)| *rows) != Some(hash) {
+                if here.and_then(|here| here.rows) != Some(hash) {
                     self.cover.tenants.insert(id);
                 }
             }
             TenantDigest::Numbers { count, hash } => {
                 self.numbers = self.numbers.saturating_add(count);
                 self.seen_numbers.insert(id);
-                if here.is_none_or(|(_, count_here, hash_here)| (*count_here, *hash_here) != (count, hash)) {
+                if here.is_none_or(|here| (here.count, here.numbers) != (count, hash)) {
                     self.cover.numbers_of.insert(id);
                 }
             }
@@ -653,11 +663,11 @@ impl Comparison {
     /// Adds what is here and not in Postgres.
     #[must_use]
     pub fn finish(mut self) -> Self {
-        for (id, (rows, count, _)) in &self.here {
-            if !self.seen_rows.contains(id) && rows.is_some() {
+        for (id, here) in &self.here {
+            if !self.seen_rows.contains(id) && here.rows.is_some() {
                 self.cover.tenants.insert(*id);
             }
-            if !self.seen_numbers.contains(id) && *count > 0 {
+            if !self.seen_numbers.contains(id) && here.count > 0 {
                 self.cover.numbers_of.insert(*id);
             }
         }

@@ -38,11 +38,19 @@ pub fn tenant(
     keyring: &Keyring,
     raw_key: Option<&str>,
 ) -> Result<TenantProfile, Refusal> {
-    let Bundle { tenant, settings, credentials, prompts, withheld } = &record.bundle;
+    let Bundle {
+        tenant,
+        settings,
+        credentials,
+        prompts,
+        withheld,
+    } = &record.bundle;
     let tenant = tenant.clone().ok_or(Refusal::NoGoodRow)?;
     let mut faults = record.faults.clone();
 
-    let hours = settings.as_ref().and_then(|settings| hours(settings, &tenant.id.to_string(), &mut faults));
+    let hours = settings
+        .as_ref()
+        .and_then(|settings| hours(settings, &tenant.id.to_string(), &mut faults));
     let mut prompts = prompts
         .iter()
         .map(|prompt| compile_prompt(prompt, &mut faults))
@@ -60,7 +68,11 @@ pub fn tenant(
         })
         .collect();
     for row in credentials {
-        let context = Context { tenant: tenant.id, provider: &row.provider, name: &row.name };
+        let context = Context {
+            tenant: tenant.id,
+            provider: &row.provider,
+            name: &row.name,
+        };
         match keyring.open(&row.data_ciphertext, &context, raw_key) {
             Ok(value) => opened.push(open_credential(row, value.secret.expose())),
             Err(err) => {
@@ -73,7 +85,12 @@ pub fn tenant(
                     last_good: false,
                 });
                 let (provider, name) = (row.provider.clone(), row.name.clone());
-                withheld.push(WithheldCredential { id: row.id, provider, name, why });
+                withheld.push(WithheldCredential {
+                    id: row.id,
+                    provider,
+                    name,
+                    why,
+                });
             }
         }
     }
@@ -83,7 +100,10 @@ pub fn tenant(
     let mut profile = TenantProfile {
         tenant_revision: revision(&tenant)?,
         tenant,
-        model: settings.as_ref().map(|row| row.model.clone()).unwrap_or_default(),
+        model: settings
+            .as_ref()
+            .map(|row| row.model.clone())
+            .unwrap_or_default(),
         transcription_provider: settings
             .as_ref()
             .and_then(|row| row.transcription_provider.clone())
@@ -119,12 +139,21 @@ pub fn number(record: &NumberRecord) -> Result<NumberProfile, Refusal> {
 
 /// Where a prompt stands in the stack: priority descending, then from general to special, then by age, then by id.
 fn stack_key(prompt: &CompiledPrompt) -> impl Ord {
-    (Reverse(prompt.priority), prompt.scope, prompt.created_at, prompt.id)
+    (
+        Reverse(prompt.priority),
+        prompt.scope,
+        prompt.created_at,
+        prompt.id,
+    )
 }
 
 /// How special a binding is, the most special first: most columns set, then the newest, then the lowest id.
 fn special_key(binding: &CompiledBinding) -> impl Ord {
-    (Reverse(binding.columns_set()), Reverse(binding.created_at), binding.id)
+    (
+        Reverse(binding.columns_set()),
+        Reverse(binding.created_at),
+        binding.id,
+    )
 }
 
 /// The hash of rows as the replica stores them.
@@ -174,7 +203,14 @@ fn compile_prompt(row: &Prompt, faults: &mut Vec<Fault>) -> Result<CompiledPromp
         }
     }
     bindings.sort_by(|a, b| special_key(a).cmp(&special_key(b)));
-    let columns = (row.id, &row.name, row.scope, row.active, row.priority, row.created_at);
+    let columns = (
+        row.id,
+        &row.name,
+        row.scope,
+        row.active,
+        row.priority,
+        row.created_at,
+    );
     let version = match &row.version {
         Some(version) => Some(CompiledVersion {
             id: version.id,
@@ -204,7 +240,12 @@ fn compile_binding(row: &Binding) -> Result<Result<CompiledBinding, String>, Ref
         Ok(rules) => rules,
         Err(err) => return Ok(Err(err.to_string())),
     };
-    let zone = match rules.effects.timezone.as_deref().map(|name| (name, admit::zone(name))) {
+    let zone = match rules
+        .effects
+        .timezone
+        .as_deref()
+        .map(|name| (name, admit::zone(name)))
+    {
         Some((_, None)) => return Ok(Err(admit::UNKNOWN_OVERRIDE_ZONE.to_owned())),
         Some((_, zone)) => zone,
         None => None,
@@ -235,17 +276,27 @@ fn open_credential(row: &Credential, value: &str) -> OpenedCredential {
 fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
     let mut bytes = size_of::<TenantProfile>();
     let mut add = |more: usize| bytes = bytes.saturating_add(more);
-    for text in [&profile.tenant.name, &profile.tenant.slug, &profile.tenant.status] {
+    for text in [
+        &profile.tenant.name,
+        &profile.tenant.slug,
+        &profile.tenant.status,
+    ] {
         add(text.len());
     }
     add(profile.model.len());
     add(profile.transcription_provider.len());
     let json = |value: &serde_json::Value| serde_json::to_vec(value).map_or(0, |json| json.len());
-    let hours = bundle.settings.as_ref().and_then(|settings| settings.business_hours.as_ref());
+    let hours = bundle
+        .settings
+        .as_ref()
+        .and_then(|settings| settings.business_hours.as_ref());
     add(hours.map_or(0, json).saturating_mul(2));
     for prompt in &bundle.prompts {
         add(size_of::<CompiledPrompt>().saturating_add(prompt.name.len()));
-        add(prompt.version.as_ref().map_or(0, |version| version.content.len()));
+        add(prompt
+            .version
+            .as_ref()
+            .map_or(0, |version| version.content.len()));
         for binding in &prompt.bindings {
             add(size_of::<CompiledBinding>());
             add(json(&binding.conditions).saturating_mul(2));
@@ -256,11 +307,19 @@ fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
     }
     for one in &profile.credentials {
         add(size_of::<OpenedCredential>());
-        add(one.provider.len().saturating_add(one.name.len()).saturating_add(one.json.len()));
+        add(one
+            .provider
+            .len()
+            .saturating_add(one.name.len())
+            .saturating_add(one.json.len()));
     }
     for one in &profile.withheld {
         add(size_of::<WithheldCredential>());
-        add(one.provider.len().saturating_add(one.name.len()).saturating_add(one.why.len()));
+        add(one
+            .provider
+            .len()
+            .saturating_add(one.name.len())
+            .saturating_add(one.why.len()));
     }
     for fault in &profile.faults {
         add(size_of::<Fault>());

@@ -20,13 +20,19 @@ pub(crate) const GUARDIANES_NUMBER: &str = "+541150000002";
 pub(crate) const SUSPENDED_NUMBER: &str = "+542994000003";
 pub(crate) const SECRET: &str = "sk-example";
 
-pub(crate) const LIMITS: AdmissionLimits =
-    AdmissionLimits { prompt_bytes: 262_144, credential_bytes: 16_384, rows_per_tenant: 1000 };
+pub(crate) const LIMITS: AdmissionLimits = AdmissionLimits {
+    prompt_bytes: 262_144,
+    credential_bytes: 16_384,
+    rows_per_tenant: 1000,
+};
 
 pub(crate) const STACK_BYTES: usize = 1024 * 1024;
 
-pub(crate) const FRESH: Staleness =
-    Staleness { ms: 412, stale: false, refuse_credentials: false };
+pub(crate) const FRESH: Staleness = Staleness {
+    ms: 412,
+    stale: false,
+    refuse_credentials: false,
+};
 
 pub(crate) static KEYRING: LazyLock<Keyring> =
     LazyLock::new(|| Keyring::parse(&Keyring::generate("k1").unwrap()).unwrap());
@@ -45,7 +51,16 @@ pub(crate) fn uuid(text: &str) -> Uuid {
 
 /// A value sealed for a row of a tenant.
 pub(crate) fn sealed(tenant: &str, provider: &str, name: &str, value: &str) -> String {
-    KEYRING.seal_jwe(value, &Context { tenant: uuid(tenant), provider, name }).unwrap()
+    KEYRING
+        .seal_jwe(
+            value,
+            &Context {
+                tenant: uuid(tenant),
+                provider,
+                name,
+            },
+        )
+        .unwrap()
 }
 
 /// The document of a number of the example.
@@ -77,7 +92,11 @@ pub(crate) fn tenant_document(tenant: &str) -> Value {
 }
 
 pub(crate) fn admit_number(document: &Value) -> NumberRecord {
-    admit::number(document["e164"].as_str().unwrap(), &document.to_string(), None)
+    admit::number(
+        document["e164"].as_str().unwrap(),
+        &document.to_string(),
+        None,
+    )
 }
 
 pub(crate) fn admit_tenant(document: &Value) -> TenantRecord {
@@ -139,7 +158,11 @@ pub(crate) fn call(said: &[(&str, &str)]) -> Call {
         match *name {
             "account_ref" => call.account_ref = Some(value),
             "event_type" => call.event_type = Some(value),
-            name => call.attributes.entry(name.to_owned()).or_default().push(value),
+            name => call
+                .attributes
+                .entry(name.to_owned())
+                .or_default()
+                .push(value),
         }
     }
     call

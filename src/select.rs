@@ -180,8 +180,14 @@ pub(crate) fn choose<'a>(
     let facts = Facts::new(profile, call, at);
     let number = &profile.number.row;
     let tenant = &*profile.tenant;
-    let of_number = |value| Effective { value, from: Origin::Number };
-    let of_settings = |value| Effective { value, from: Origin::Settings };
+    let of_number = |value| Effective {
+        value,
+        from: Origin::Number,
+    };
+    let of_settings = |value| Effective {
+        value,
+        from: Origin::Settings,
+    };
     let mut selection = Selection {
         profile,
         at,
@@ -196,13 +202,24 @@ pub(crate) fn choose<'a>(
         zone: &profile.number.zone,
         model: of_settings(tenant.model.as_str()),
         transcription_provider: of_settings(tenant.transcription_provider.as_str()),
-        recording_enabled: Effective { value: tenant.recording_enabled, from: Origin::Settings },
+        recording_enabled: Effective {
+            value: tenant.recording_enabled,
+            from: Origin::Settings,
+        },
     };
     let mut bytes = 0_usize;
     for prompt in &tenant.prompts {
-        let Verdict::Applies(chosen) = facts.judge(prompt) else { continue };
-        let between = if selection.prompts.is_empty() { 0 } else { BETWEEN_CONTENTS.len() };
-        bytes = bytes.saturating_add(between).saturating_add(chosen.version.content.len());
+        let Verdict::Applies(chosen) = facts.judge(prompt) else {
+            continue;
+        };
+        let between = if selection.prompts.is_empty() {
+            0
+        } else {
+            BETWEEN_CONTENTS.len()
+        };
+        bytes = bytes
+            .saturating_add(between)
+            .saturating_add(chosen.version.content.len());
         if bytes > stack_bytes {
             // Nothing fits after what does not: `bytes` never shrinks.
             selection.left_out = selection.left_out.saturating_add(1);
@@ -225,7 +242,10 @@ impl<'a> Selection<'a> {
             (&mut self.language, &effects.language),
             (&mut self.voice, &effects.voice),
             (&mut self.model, &effects.model),
-            (&mut self.transcription_provider, &effects.transcription_provider),
+            (
+                &mut self.transcription_provider,
+                &effects.transcription_provider,
+            ),
         ];
         for (field, effect) in texts {
             if let Some(value) = effect {
@@ -249,7 +269,11 @@ impl<'a> Facts<'a> {
             Some(hours) if hours.is_open(at, &profile.number.zone) => Hours::Open,
             Some(_) => Hours::Closed,
         };
-        Self { call, number: profile.number.row.id, hours }
+        Self {
+            call,
+            number: profile.number.row.id,
+            hours,
+        }
     }
 
     /// What `outside_business_hours` is unless the caller says it.
@@ -265,7 +289,10 @@ impl<'a> Facts<'a> {
         let Some(version) = &prompt.version else {
             return Verdict::NoVersion;
         };
-        let mut matching = prompt.bindings.iter().filter(|binding| self.miss(binding).is_none());
+        let mut matching = prompt
+            .bindings
+            .iter()
+            .filter(|binding| self.miss(binding).is_none());
         // Bindings stand the most special first, so the first that matches is the one that acts.
         let acting = matching.next();
         let applies = match acting {
@@ -279,7 +306,11 @@ impl<'a> Facts<'a> {
             }
         };
         if applies {
-            Verdict::Applies(Chosen { prompt, version, acting })
+            Verdict::Applies(Chosen {
+                prompt,
+                version,
+                acting,
+            })
         } else {
             Verdict::NotNamed
         }
@@ -294,15 +325,24 @@ impl<'a> Facts<'a> {
             return Some(Miss::AccountRef(wanted));
         }
         if let Some(wanted) = &binding.event_type
-            && !call.event_type.as_ref().is_some_and(|given| given.eq_ignore_ascii_case(wanted))
+            && !call
+                .event_type
+                .as_ref()
+                .is_some_and(|given| given.eq_ignore_ascii_case(wanted))
         {
             return Some(Miss::EventType(wanted));
         }
-        if binding.phone_number_id.is_some_and(|wanted| wanted != self.number) {
+        if binding
+            .phone_number_id
+            .is_some_and(|wanted| wanted != self.number)
+        {
             return Some(Miss::PhoneNumber);
         }
         let outside = self.outside_business_hours();
-        binding.rules.first_failing(call, outside).map(Miss::Condition)
+        binding
+            .rules
+            .first_failing(call, outside)
+            .map(Miss::Condition)
     }
 }
 

@@ -1,9 +1,11 @@
+#![allow(clippy::arithmetic_side_effects)] // an overflow fails the test
+
 use serde_json::json;
 
 use super::*;
 use crate::sample::{
-    ACME, ACME_NUMBER, LIMITS, admit_number, admit_tenant, binding, number_document, prompt, sealed,
-    tenant_document, uuid,
+    ACME, ACME_NUMBER, LIMITS, admit_number, admit_tenant, binding, number_document, prompt,
+    sealed, tenant_document, uuid,
 };
 
 /// The faults of a record as `table key reason last_good`.
@@ -49,7 +51,11 @@ fn the_example_rows_are_all_good() {
 fn a_bad_column_of_a_number_keeps_the_last_good_row_and_names_the_column() {
     for (column, value, reason) in [
         ("timezone", json!("Mars/Phobos"), Reason::Timezone),
-        ("timezone", json!("EST5EDT4,M3.2.0,M11.1.0"), Reason::Timezone),
+        (
+            "timezone",
+            json!("EST5EDT4,M3.2.0,M11.1.0"),
+            Reason::Timezone,
+        ),
         ("timezone", json!("<-03>3"), Reason::Timezone),
         ("timezone", json!("Local"), Reason::Timezone),
         ("timezone", json!("localtime"), Reason::Timezone),
@@ -76,7 +82,11 @@ fn a_bad_column_of_a_number_keeps_the_last_good_row_and_names_the_column() {
         let record = number_after(column, value.clone());
         assert_eq!(record.faults.len(), 1, "{column} {value}");
         let fault = &record.faults[0];
-        assert_eq!((fault.reason, fault.last_good), (reason, true), "{column} {value}");
+        assert_eq!(
+            (fault.reason, fault.last_good),
+            (reason, true),
+            "{column} {value}"
+        );
         assert!(fault.detail.starts_with(column), "{}", fault.detail);
         assert_eq!(fault.key, ACME_NUMBER);
         assert_eq!(record.row, admit_number(&number_document(ACME_NUMBER)).row);
@@ -101,7 +111,10 @@ fn a_number_that_was_never_good_has_no_row() {
     document["timezone"] = json!("Mars/Phobos");
     let record = admit_number(&document);
     assert_eq!(record.row, None);
-    assert_eq!(told(&record.faults), ["tenant_phone_numbers +14155550100 timezone left out"]);
+    assert_eq!(
+        told(&record.faults),
+        ["tenant_phone_numbers +14155550100 timezone left out"]
+    );
 }
 
 #[test]
@@ -145,7 +158,10 @@ fn a_bad_row_stays_at_the_last_good_one_however_often_it_is_read() {
 #[test]
 fn a_zone_is_taken_in_any_case_and_kept_in_its_own_spelling() {
     let record = number_after("timezone", json!("america/argentina/buenos_aires"));
-    assert_eq!(record.row.unwrap().timezone, "America/Argentina/Buenos_Aires");
+    assert_eq!(
+        record.row.unwrap().timezone,
+        "America/Argentina/Buenos_Aires"
+    );
 }
 
 #[test]
@@ -170,7 +186,10 @@ fn a_bad_tenant_row_keeps_the_last_good_one_and_nothing_else_is_touched() {
         document["tenant"]["name"] = json!("a\u{1b}[2J");
         document["settings"]["model"] = json!("gpt-5");
     });
-    assert_eq!(told(&record.faults), [format!("tenants {ACME} control_character kept")]);
+    assert_eq!(
+        told(&record.faults),
+        [format!("tenants {ACME} control_character kept")]
+    );
     assert_eq!(record.bundle.tenant.unwrap().name, "Seguridad ACME S.A.");
     assert_eq!(record.bundle.settings.unwrap().model, "gpt-5");
 }
@@ -185,9 +204,17 @@ fn a_tenant_may_have_any_status() {
 #[test]
 fn a_document_of_another_tenant_changes_nothing_of_this_one() {
     let other = "d2c4a8e1-7b9f-4a6e-8a1b-77889900aabb";
-    let record = tenant(uuid(other), &tenant_document(ACME).to_string(), None, &LIMITS);
+    let record = tenant(
+        uuid(other),
+        &tenant_document(ACME).to_string(),
+        None,
+        &LIMITS,
+    );
     assert_eq!(record.bundle.tenant, None);
-    assert_eq!(told(&record.faults), [format!("tenants {other} malformed left out")]);
+    assert_eq!(
+        told(&record.faults),
+        [format!("tenants {other} malformed left out")]
+    );
     let good = admit_tenant(&tenant_document(ACME));
     let record = tenant(uuid(other), "{}", Some(&good), &LIMITS);
     assert_eq!(record.bundle, Bundle::default());
@@ -196,17 +223,31 @@ fn a_document_of_another_tenant_changes_nothing_of_this_one() {
 #[test]
 fn bad_settings_keep_the_last_good_ones() {
     for (column, value, reason) in [
-        ("business_hours", json!({"mon": ["9-18"]}), Reason::BusinessHours),
+        (
+            "business_hours",
+            json!({"mon": ["9-18"]}),
+            Reason::BusinessHours,
+        ),
         ("business_hours", json!("always"), Reason::BusinessHours),
         ("model", json!("m".repeat(101)), Reason::TooLong),
         ("model", json!(null), Reason::Malformed),
-        ("transcription_provider", json!("a\tb"), Reason::ControlCharacter),
+        (
+            "transcription_provider",
+            json!("a\tb"),
+            Reason::ControlCharacter,
+        ),
         ("recording_enabled", json!(1), Reason::Malformed),
     ] {
         let record = tenant_after(|document| document["settings"][column] = value.clone());
         let reason = reason.as_str();
-        assert_eq!(told(&record.faults), [format!("tenant_settings {ACME} {reason} kept")]);
-        assert_eq!(record.bundle.settings, admit_tenant(&tenant_document(ACME)).bundle.settings);
+        assert_eq!(
+            told(&record.faults),
+            [format!("tenant_settings {ACME} {reason} kept")]
+        );
+        assert_eq!(
+            record.bundle.settings,
+            admit_tenant(&tenant_document(ACME)).bundle.settings
+        );
     }
 }
 
@@ -232,7 +273,11 @@ fn a_bad_prompt_is_left_out_and_the_others_stay() {
     ] {
         let record = tenant_after(|document| document["prompts"][0][column] = value.clone());
         let reason = reason.as_str();
-        assert_eq!(told(&record.faults), [format!("prompts {id} {reason} left out")], "{column}");
+        assert_eq!(
+            told(&record.faults),
+            [format!("prompts {id} {reason} left out")],
+            "{column}"
+        );
         assert_eq!(record.bundle.prompts.len(), 3);
     }
 }
@@ -241,14 +286,20 @@ fn a_bad_prompt_is_left_out_and_the_others_stay() {
 fn a_prompt_whose_highest_version_is_over_the_limit_is_left_out() {
     let version = "aaaaaaa2-aaaa-4aaa-8aaa-aaaaaaaaaaa2";
     for (content, bytes) in [
-        (json!("x".repeat(LIMITS.prompt_bytes + 1)), LIMITS.prompt_bytes + 1),
+        (
+            json!("x".repeat(LIMITS.prompt_bytes + 1)),
+            LIMITS.prompt_bytes + 1,
+        ),
         (json!(null), 1_048_577),
     ] {
         let record = tenant_after(|document| {
             document["prompts"][0]["version"]["content"] = content;
             document["prompts"][0]["version"]["bytes"] = json!(bytes);
         });
-        assert_eq!(told(&record.faults), [format!("prompt_versions {version} too_long left out")]);
+        assert_eq!(
+            told(&record.faults),
+            [format!("prompt_versions {version} too_long left out")]
+        );
         assert_eq!(record.bundle.prompts.len(), 3);
         assert!(record.faults[0].detail.len() < 200);
     }
@@ -277,24 +328,47 @@ fn a_prompt_without_a_version_is_kept() {
 fn a_bad_binding_is_left_out_and_counted_in_its_prompt() {
     for (columns, reason) in [
         (json!({"conditions_json": {"zone": {}}}), "conditions"),
-        (json!({"conditions_json": {"mood_override": "x"}}), "conditions"),
-        (json!({"conditions_json": {"timezone_override": "Mars/Phobos"}}), "conditions"),
-        (json!({"conditions_json": {"timezone_override": "localtime"}}), "conditions"),
+        (
+            json!({"conditions_json": {"mood_override": "x"}}),
+            "conditions",
+        ),
+        (
+            json!({"conditions_json": {"timezone_override": "Mars/Phobos"}}),
+            "conditions",
+        ),
+        (
+            json!({"conditions_json": {"timezone_override": "localtime"}}),
+            "conditions",
+        ),
         (json!({"conditions_json": [1]}), "conditions"),
-        (json!({"conditions_json": {"zone": "a\u{1}"}}), "control_character"),
+        (
+            json!({"conditions_json": {"zone": "a\u{1}"}}),
+            "control_character",
+        ),
         (json!({"account_ref": "a\u{1}"}), "control_character"),
         (json!({"account_ref": "a".repeat(101)}), "too_long"),
         (json!({"event_type": "e".repeat(51)}), "too_long"),
         (json!({"phone_number_id": "+1415"}), "malformed"),
         (json!({"created_at": null}), "malformed"),
-        (json!({"conditions_json": {"zone_in": vec!["z".repeat(250); 300]}}), "too_long"),
+        (
+            json!({"conditions_json": {"zone_in": vec!["z".repeat(250); 300]}}),
+            "too_long",
+        ),
     ] {
         let record = tenant_after(|document| {
-            document["prompts"] = json!([prompt(1, "global", 0, json!([binding(1, columns.clone())]))]);
+            document["prompts"] =
+                json!([prompt(1, "global", 0, json!([binding(1, columns.clone())]))]);
         });
         let id = "00000000-0000-4000-8002-000000000001";
-        assert_eq!(told(&record.faults), [format!("prompt_bindings {id} {reason} left out")]);
-        assert!(record.faults[0].detail.contains("of prompt 00000000-0000-4000-8000-000000000001"));
+        assert_eq!(
+            told(&record.faults),
+            [format!("prompt_bindings {id} {reason} left out")]
+        );
+        assert!(
+            record.faults[0]
+                .detail
+                .contains("of prompt 00000000-0000-4000-8000-000000000001")
+        );
         let prompt = &record.bundle.prompts[0];
         assert_eq!((prompt.bindings.len(), prompt.bindings_left_out), (0, 1));
     }
@@ -303,13 +377,24 @@ fn a_bad_binding_is_left_out_and_counted_in_its_prompt() {
 #[test]
 fn what_no_parser_can_hold_costs_its_own_row_alone() {
     let deep = "[".repeat(5000) + &"]".repeat(5000);
-    for poison in ["1e400", "-1e400", deep.as_str(), r#""\ud800""#, r#"{"\udfff":1}"#] {
+    for poison in [
+        "1e400",
+        "-1e400",
+        deep.as_str(),
+        r#""\ud800""#,
+        r#"{"\udfff":1}"#,
+    ] {
         let mut document = tenant_document(ACME);
         document["prompts"][1]["bindings"][0]["conditions_json"] = json!("POISON");
-        let text = document.to_string().replace("\"POISON\"", &format!("{{\"zone\":{poison}}}"));
+        let text = document
+            .to_string()
+            .replace("\"POISON\"", &format!("{{\"zone\":{poison}}}"));
         let record = tenant(uuid(ACME), &text, None, &LIMITS);
         let id = "b1d00001-0001-4001-8001-000100010001";
-        assert_eq!(told(&record.faults), [format!("prompt_bindings {id} conditions left out")]);
+        assert_eq!(
+            told(&record.faults),
+            [format!("prompt_bindings {id} conditions left out")]
+        );
         assert_eq!(record.bundle.prompts.len(), 4);
         assert_eq!(record.bundle.prompts[1].bindings.len(), 1);
 
@@ -337,7 +422,10 @@ fn a_document_that_cannot_be_read_keeps_everything() {
     for text in ["", "null", "[]", "{", "{\"tenant\":1", "\u{0}"] {
         let record = tenant(uuid(ACME), text, Some(&good), &LIMITS);
         assert_eq!(record.bundle, good.bundle);
-        assert_eq!(told(&record.faults), [format!("tenants {ACME} malformed kept")]);
+        assert_eq!(
+            told(&record.faults),
+            [format!("tenants {ACME} malformed kept")]
+        );
         let record = number(ACME_NUMBER, text, None);
         assert_eq!((record.row, record.faults.len()), (None, 1));
     }
@@ -355,30 +443,49 @@ fn a_credential_over_its_limit_is_left_out_and_listed_as_withheld() {
             document["credentials"][0]["bytes"] = json!(bytes);
         });
         let id = "d8d1a1a4-3c55-4f44-9a1a-223344556677";
-        assert_eq!(told(&record.faults), [format!("tenant_credentials {id} too_long left out")]);
+        assert_eq!(
+            told(&record.faults),
+            [format!("tenant_credentials {id} too_long left out")]
+        );
         assert_eq!(record.bundle.credentials, []);
         let withheld = &record.bundle.withheld[0];
-        assert_eq!((withheld.provider.as_str(), withheld.name.as_str()), ("openai", "default"));
+        assert_eq!(
+            (withheld.provider.as_str(), withheld.name.as_str()),
+            ("openai", "default")
+        );
     }
 }
 
 #[test]
 fn of_two_credentials_of_one_name_the_last_by_id_is_in_force() {
     let row = |id: &str, text: &str| json!({"id": id, "provider": "p", "name": "n", "bytes": 1, "data_ciphertext": text});
-    let (first, last) = ("00000000-0000-4000-8000-000000000001", "00000000-0000-4000-8000-000000000002");
+    let (first, last) = (
+        "00000000-0000-4000-8000-000000000001",
+        "00000000-0000-4000-8000-000000000002",
+    );
     let record = tenant_after(|document| {
         document["credentials"] = json!([row(last, "b"), row(first, "a")]);
     });
     assert_eq!(record.bundle.credentials.len(), 1);
     assert_eq!(record.bundle.credentials[0].data_ciphertext, "b");
-    assert_eq!(told(&record.faults), [format!("tenant_credentials {first} malformed left out")]);
+    assert_eq!(
+        told(&record.faults),
+        [format!("tenant_credentials {first} malformed left out")]
+    );
 }
 
 #[test]
 fn rows_over_the_limit_are_left_out_from_the_end_with_one_fault_a_kind() {
-    let limits = AdmissionLimits { rows_per_tenant: 2, ..LIMITS };
+    let limits = AdmissionLimits {
+        rows_per_tenant: 2,
+        ..LIMITS
+    };
     let mut document = tenant_document(ACME);
-    let bindings = json!([binding(3, json!({})), binding(1, json!({})), binding(2, json!({}))]);
+    let bindings = json!([
+        binding(3, json!({})),
+        binding(1, json!({})),
+        binding(2, json!({}))
+    ]);
     document["prompts"] = json!([
         prompt(4, "global", 0, json!([])),
         prompt(3, "global", 0, json!([])),
@@ -401,9 +508,19 @@ fn rows_over_the_limit_are_left_out_from_the_end_with_one_fault_a_kind() {
             "prompt_bindings 00000000-0000-4000-8000-000000000001 too_many left out".to_owned(),
         ]
     );
-    let names: Vec<_> = record.bundle.credentials.iter().map(|row| row.name.as_str()).collect();
+    let names: Vec<_> = record
+        .bundle
+        .credentials
+        .iter()
+        .map(|row| row.name.as_str())
+        .collect();
     assert_eq!(names, ["n0", "n1"]);
-    let prompts: Vec<_> = record.bundle.prompts.iter().map(|row| row.name.as_str()).collect();
+    let prompts: Vec<_> = record
+        .bundle
+        .prompts
+        .iter()
+        .map(|row| row.name.as_str())
+        .collect();
     assert_eq!(prompts, ["prompt 1", "prompt 2"]);
     let first = &record.bundle.prompts[0];
     assert_eq!((first.bindings.len(), first.bindings_left_out), (2, 1));
@@ -414,10 +531,16 @@ fn the_faults_of_a_document_are_bounded() {
     let bad = binding(1, json!({"conditions_json": []}));
     let list: Vec<_> = (0..1000).map(|_| bad.clone()).collect();
     let record = tenant_after(|document| {
-        document["prompts"] = json!([prompt(1, "global", 0, json!(list)), prompt(2, "global", 0, json!(list))]);
+        document["prompts"] = json!([
+            prompt(1, "global", 0, json!(list)),
+            prompt(2, "global", 0, json!(list))
+        ]);
     });
     assert_eq!(record.faults.len(), MAX_FAULTS + 1);
-    assert_eq!(record.faults[MAX_FAULTS].detail, "1000 more bad rows are not listed");
+    assert_eq!(
+        record.faults[MAX_FAULTS].detail,
+        "1000 more bad rows are not listed"
+    );
 }
 
 #[test]
@@ -447,17 +570,29 @@ fn instants_without_a_zone_are_utc() {
         document["prompts"][0]["created_at"] = json!("2025-08-26T12:00:00.5");
     });
     assert_eq!(record.faults, []);
-    assert_eq!(record.bundle.prompts[0].created_at, "2025-08-26T12:00:00.5Z".parse().unwrap());
+    assert_eq!(
+        record.bundle.prompts[0].created_at,
+        "2025-08-26T12:00:00.5Z".parse().unwrap()
+    );
 }
 
 #[test]
 fn a_record_reads_back_as_it_was_written_and_older_ones_too() {
     let record = admit_tenant(&tenant_document(ACME));
     let mut json = serde_json::to_value(&record).unwrap();
-    assert_eq!(serde_json::from_value::<TenantRecord>(json.clone()).unwrap(), record);
+    assert_eq!(
+        serde_json::from_value::<TenantRecord>(json.clone()).unwrap(),
+        record
+    );
     json["bundle"].as_object_mut().unwrap().remove("withheld");
-    json["bundle"]["prompts"][0].as_object_mut().unwrap().remove("bindings_left_out");
-    assert_eq!(serde_json::from_value::<TenantRecord>(json).unwrap(), record);
+    json["bundle"]["prompts"][0]
+        .as_object_mut()
+        .unwrap()
+        .remove("bindings_left_out");
+    assert_eq!(
+        serde_json::from_value::<TenantRecord>(json).unwrap(),
+        record
+    );
 }
 
 proptest::proptest! {

@@ -1,3 +1,5 @@
+#![allow(clippy::arithmetic_side_effects)] // an overflow fails the test
+
 use percent_encoding::percent_decode_str;
 use proptest::prelude::*;
 use serde_json::{Value as Json_, json};
@@ -12,7 +14,12 @@ use crate::select::{Call, select};
 const ALL: &dyn Fn(&str) -> bool = &|_| true;
 
 /// What `write` makes of the answer to a call.
-fn answer<T>(profile: &Profile, call: &Call, at: Timestamp, write: impl FnOnce(Answer<'_>) -> T) -> T {
+fn answer<T>(
+    profile: &Profile,
+    call: &Call,
+    at: Timestamp,
+    write: impl FnOnce(Answer<'_>) -> T,
+) -> T {
     let selection = select(profile, call, at, STACK_BYTES).unwrap();
     write(Answer::new(&selection, FRESH))
 }
@@ -26,13 +33,19 @@ fn parsed(bytes: impl AsRef<[u8]>) -> Json_ {
 }
 
 fn door_of_acme() -> Call {
-    call(&[("account_ref", "ACME-001234"), ("event_type", "door_open"), ("zone", "Z1")])
+    call(&[
+        ("account_ref", "ACME-001234"),
+        ("event_type", "door_open"),
+        ("zone", "Z1"),
+    ])
 }
 
 #[test]
 fn the_full_view_of_the_example_is_this_to_the_letter() {
     let profile = profile(ACME_NUMBER);
-    let resolved = answer(&profile, &door_of_acme(), closed(), |answer| answer.resolve(Some(ALL)));
+    let resolved = answer(&profile, &door_of_acme(), closed(), |answer| {
+        answer.resolve(Some(ALL))
+    });
     let expected = concat!(
         r#"{"status":"ok","number":"+14155550100","label":"Salida principal AR","#,
         r#""tenant":{"id":"6f717b5a-1a2b-4c3d-9e8f-112233445566","slug":"seguridad-acme-sa","name":"Seguridad ACME S.A."},"#,
@@ -89,13 +102,17 @@ fn the_form_of_a_number_with_little_set_is_this_to_the_letter() {
         "&business_hours&model&transcription_provider&recording_enabled=0&revision=REVISION",
         "&stale=0&staleness_ms=412&prompt_ids",
     );
-    assert_eq!(text(form), expected.replace("REVISION", &profile.revision().to_string()));
+    assert_eq!(
+        text(form),
+        expected.replace("REVISION", &profile.revision().to_string())
+    );
 }
 
 #[test]
 fn the_full_view_without_credentials_asked_for_has_none_of_their_fields() {
-    let resolved =
-        answer(&profile(ACME_NUMBER), &Call::default(), open(), |answer| answer.resolve(None));
+    let resolved = answer(&profile(ACME_NUMBER), &Call::default(), open(), |answer| {
+        answer.resolve(None)
+    });
     let json = parsed(&*resolved.body);
     assert!(json.get("credentials").is_none() && json.get("credentials_withheld").is_none());
     assert!(!text(&*resolved.body).contains("sk-example"));
@@ -109,10 +126,19 @@ fn a_vip_account_changes_language_and_voice_for_its_calls_alone() {
     });
     let fields = |call: &Call| {
         let lookup = parsed(answer(&profile, call, open(), |answer| answer.lookup()));
-        ["language", "voice", "timezone", "local_time"].map(|field| lookup[field].as_str().unwrap().to_owned())
+        ["language", "voice", "timezone", "local_time"]
+            .map(|field| lookup[field].as_str().unwrap().to_owned())
     };
     let vip = call(&[("account_ref", "ACME-001234"), ("vip", "1")]);
-    assert_eq!(fields(&vip), ["en-US", "en-US-Neural2-F", "UTC", "2026-11-23T13:45:00+00:00"]);
+    assert_eq!(
+        fields(&vip),
+        [
+            "en-US",
+            "en-US-Neural2-F",
+            "UTC",
+            "2026-11-23T13:45:00+00:00"
+        ]
+    );
     let other = call(&[("account_ref", "ACME-001234")]);
     assert_eq!(fields(&other)[..2], ["es-AR", "es-AR-Standard-A"]);
 }
@@ -120,7 +146,11 @@ fn a_vip_account_changes_language_and_voice_for_its_calls_alone() {
 #[test]
 fn each_field_is_given_as_plain_text() {
     let profile = profile(ACME_NUMBER);
-    let field = |field| text(answer(&profile, &Call::default(), open(), |answer| answer.field(field)));
+    let field = |field| {
+        text(answer(&profile, &Call::default(), open(), |answer| {
+            answer.field(field)
+        }))
+    };
     assert_eq!(field(Field::Status), "ok");
     assert_eq!(field(Field::TenantName), "Seguridad ACME S.A.");
     assert_eq!(field(Field::AccountRef), "");
@@ -138,7 +168,12 @@ fn each_field_is_given_as_plain_text() {
 fn every_field_is_found_by_its_flat_name_and_explained() {
     for field in Field::ALL {
         assert_eq!(Field::named(field.name()), Some(*field));
-        assert!(field.name().bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_')));
+        assert!(
+            field
+                .name()
+                .bytes()
+                .all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+        );
         assert!(field.doc().ends_with('.') && !field.doc().starts_with(' '));
     }
     assert_eq!(Field::named("tenant.slug"), None);
@@ -163,12 +198,24 @@ fn local_time_has_an_offset_in_whole_minutes_and_whole_seconds() {
         let zone = crate::admit::zone(zone).unwrap();
         LocalTime::new(at.parse().unwrap(), &zone).to_string()
     };
-    assert_eq!(shown("2026-11-22T13:45:00.999Z", "UTC"), "2026-11-22T13:45:00+00:00");
-    assert_eq!(shown("2026-11-22T13:45:00Z", "Asia/Kolkata"), "2026-11-22T19:15:00+05:30");
-    assert_eq!(shown("2026-11-22T01:00:00Z", "America/St_Johns"), "2026-11-21T21:30:00-03:30");
+    assert_eq!(
+        shown("2026-11-22T13:45:00.999Z", "UTC"),
+        "2026-11-22T13:45:00+00:00"
+    );
+    assert_eq!(
+        shown("2026-11-22T13:45:00Z", "Asia/Kolkata"),
+        "2026-11-22T19:15:00+05:30"
+    );
+    assert_eq!(
+        shown("2026-11-22T01:00:00Z", "America/St_Johns"),
+        "2026-11-21T21:30:00-03:30"
+    );
     // Amsterdam was 19 minutes and 32 seconds ahead.
     assert_eq!(shown("1920-01-01T00:00:00Z", "Europe/Amsterdam").len(), 25);
-    assert_eq!(shown("0001-01-01T00:00:00Z", "UTC"), "0001-01-01T00:00:00+00:00");
+    assert_eq!(
+        shown("0001-01-01T00:00:00Z", "UTC"),
+        "0001-01-01T00:00:00+00:00"
+    );
 }
 
 #[test]
@@ -201,7 +248,10 @@ fn a_credential_that_opens_to_json_is_given_as_json_and_only_of_allowed_provider
         given(&|provider| provider == "openai"),
         head.clone() + r#""credentials":{"openai":{"default":"sk-1"}},"credentials_withheld":[]}"#
     );
-    assert_eq!(given(&|_| false), head + r#""credentials":{},"credentials_withheld":[]}"#);
+    assert_eq!(
+        given(&|_| false),
+        head + r#""credentials":{},"credentials_withheld":[]}"#
+    );
 }
 
 #[test]
@@ -214,12 +264,19 @@ fn credentials_never_outgrow_the_room_that_was_made_for_them() {
         let provider = "\"\\".repeat(25);
         let name = "\\".repeat(100);
         document["credentials"] = json!([
-            row(1, &name, &sealed(ACME, &provider, &name, &"\u{1}".repeat(2000))),
+            row(
+                1,
+                &name,
+                &sealed(ACME, &provider, &name, &"\u{1}".repeat(2000))
+            ),
             row(2, "", &sealed(ACME, &provider, "", "")),
             row(3, "withheld", "x"),
         ]);
     });
-    let counts = (profile.tenant.credentials.len(), profile.tenant.withheld.len());
+    let counts = (
+        profile.tenant.credentials.len(),
+        profile.tenant.withheld.len(),
+    );
     assert_eq!(counts, (2, 1), "{:?}", profile.tenant.faults);
     let mut json = Json::with_capacity(16);
     json.open(None);
@@ -243,7 +300,11 @@ fn the_etag_is_blind_to_the_time_and_to_nothing_else() {
     assert_eq!(base.len(), 34);
     assert!(base.starts_with('"') && base.ends_with('"'));
     let later = open() + std::time::Duration::from_secs(60);
-    let stale = Staleness { ms: 99_999, stale: true, ..FRESH };
+    let stale = Staleness {
+        ms: 99_999,
+        stale: true,
+        ..FRESH
+    };
     assert_eq!(base, etag(&none, later, stale, None));
     assert_ne!(base, etag(&none, closed(), FRESH, None), "closed");
     assert_ne!(base, etag(&door_of_acme(), open(), FRESH, None));
@@ -252,7 +313,9 @@ fn the_etag_is_blind_to_the_time_and_to_nothing_else() {
 
 /// A tenant whose every call gets so many prompts.
 fn with_prompts(count: u8) -> Profile {
-    let prompts: Vec<_> = (0..count).map(|n| prompt(n, "global", 0, json!([]))).collect();
+    let prompts: Vec<_> = (0..count)
+        .map(|n| prompt(n, "global", 0, json!([])))
+        .collect();
     acme(|document| document["prompts"] = json!(prompts))
 }
 
@@ -262,18 +325,39 @@ fn prompt_ids_are_cut_to_whole_ids_that_fit() {
     let call = Call::default();
     let lookup = answer(&profile, &call, open(), |answer| answer.lookup());
     let form = answer(&profile, &call, open(), |answer| answer.form());
-    let field = answer(&profile, &call, open(), |answer| answer.field(Field::PromptIds));
+    let field = answer(&profile, &call, open(), |answer| {
+        answer.field(Field::PromptIds)
+    });
     for (bytes, id_bytes) in [(&lookup, 37), (&form, 39), (&field, 37)] {
-        assert!(bytes.len() < SHORT_BYTES && bytes.len() >= SHORT_BYTES - 1 - id_bytes, "{}", bytes.len());
+        assert!(
+            bytes.len() < SHORT_BYTES && bytes.len() >= SHORT_BYTES - 1 - id_bytes,
+            "{}",
+            bytes.len()
+        );
     }
     let json = parsed(&lookup);
     let ids: Vec<_> = json["prompt"]["ids"].as_str().unwrap().split(',').collect();
-    let all: Vec<_> = profile.tenant.prompts.iter().map(|prompt| prompt.id.to_string()).collect();
+    let all: Vec<_> = profile
+        .tenant
+        .prompts
+        .iter()
+        .map(|prompt| prompt.id.to_string())
+        .collect();
     assert_eq!(ids, all[..ids.len()]);
-    assert_eq!(json["tenant"]["name"], "Seguridad ACME S.A.", "nothing else is cut");
+    assert_eq!(
+        json["tenant"]["name"], "Seguridad ACME S.A.",
+        "nothing else is cut"
+    );
     assert_eq!(text(field).split(',').count(), 110);
     let resolved = answer(&profile, &call, open(), |answer| answer.resolve(None));
-    assert_eq!(parsed(&*resolved.body)["prompt"]["ids"].as_str().unwrap().split(',').count(), 200);
+    assert_eq!(
+        parsed(&*resolved.body)["prompt"]["ids"]
+            .as_str()
+            .unwrap()
+            .split(',')
+            .count(),
+        200
+    );
 }
 
 #[test]
@@ -284,11 +368,16 @@ fn what_is_too_long_without_prompt_ids_loses_the_end_of_the_name_then_of_the_lab
     tenant["tenant"]["name"] = json!("🏠".repeat(255));
     tenant["tenant"]["slug"] = json!("s".repeat(255));
     let profile = profile_of(&number, &tenant);
-    let long = call(&[("account_ref", &"&".repeat(256)), ("event_type", &"é".repeat(128))]);
+    let long = call(&[
+        ("account_ref", &"&".repeat(256)),
+        ("event_type", &"é".repeat(128)),
+    ]);
     let form = text(answer(&profile, &long, open(), |answer| answer.form()));
     assert!(form.len() < SHORT_BYTES, "{}", form.len());
     let pairs = unform(&form);
-    assert!("🏠".repeat(255).starts_with(&pairs["tenant_name"]) && pairs["tenant_name"].len() < 1020);
+    assert!(
+        "🏠".repeat(255).starts_with(&pairs["tenant_name"]) && pairs["tenant_name"].len() < 1020
+    );
     assert_eq!(pairs["label"], "ñ".repeat(100));
     assert_eq!(pairs["prompt_ids"], "");
     assert_eq!(pairs["account_ref"], "&".repeat(256));
@@ -305,7 +394,9 @@ fn even_the_longest_rows_and_words_give_a_short_view_below_its_limit() {
     tenant["tenant"]["slug"] = long(255);
     tenant["settings"]["model"] = long(100);
     tenant["settings"]["transcription_provider"] = long(50);
-    let many: Vec<_> = (0..200).map(|n| prompt(n, "global", 0, json!([]))).collect();
+    let many: Vec<_> = (0..200)
+        .map(|n| prompt(n, "global", 0, json!([])))
+        .collect();
     tenant["prompts"] = json!(many);
     let profile = profile_of(&number, &tenant);
     let words = "🏠".repeat(64);
@@ -321,7 +412,9 @@ fn even_the_longest_rows_and_words_give_a_short_view_below_its_limit() {
 fn unform(form: &str) -> std::collections::BTreeMap<String, String> {
     let decoded = |text: &str| percent_decode_str(text).decode_utf8().unwrap().into_owned();
     let pair = |pair: &str| {
-        let (key, value) = pair.split_once('=').map_or((pair, None), |(key, value)| (key, Some(value)));
+        let (key, value) = pair
+            .split_once('=')
+            .map_or((pair, None), |(key, value)| (key, Some(value)));
         assert_ne!(value, Some(""), "an empty value is a bare key");
         (key.to_owned(), decoded(value.unwrap_or_default()))
     };
@@ -348,7 +441,11 @@ fn flat(lookup: &Json_) -> std::collections::BTreeMap<String, String> {
     for (key, value) in lookup.as_object().unwrap() {
         match value {
             Json_::Object(inner) => {
-                flat.extend(inner.iter().map(|(name, value)| (format!("{key}_{name}"), plain(value))));
+                flat.extend(
+                    inner
+                        .iter()
+                        .map(|(name, value)| (format!("{key}_{name}"), plain(value))),
+                );
             }
             value => {
                 flat.insert(key.clone(), plain(value));

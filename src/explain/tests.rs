@@ -39,7 +39,11 @@ fn a_binding_says_the_first_thing_that_does_not_match() {
         "condition zone_in [Z1, Z2] does not hold: the call's zone are Z3, Z4"
     );
     assert_eq!(
-        why(json!({"account_ref": "A", "event_type": "E"}), &[("account_ref", "B")], open()),
+        why(
+            json!({"account_ref": "A", "event_type": "E"}),
+            &[("account_ref", "B")],
+            open()
+        ),
         "account_ref A is not the call's: the call's account_ref is B"
     );
     assert_eq!(
@@ -47,7 +51,11 @@ fn a_binding_says_the_first_thing_that_does_not_match() {
         "event_type E is not the call's: the call has no event_type"
     );
     assert_eq!(
-        why(json!({"phone_number_id": "f1a2b3c4-0002-4000-8000-000000000002"}), &[], open()),
+        why(
+            json!({"phone_number_id": "f1a2b3c4-0002-4000-8000-000000000002"}),
+            &[],
+            open()
+        ),
         "phone_number_id is not the called number's"
     );
     let outside = json!({"conditions_json": {"outside_business_hours": true}});
@@ -56,10 +64,17 @@ fn a_binding_says_the_first_thing_that_does_not_match() {
         "condition outside_business_hours = true does not hold: the tenant is open at this local time"
     );
     assert_eq!(
-        why(outside.clone(), &[("outside_business_hours", "0")], closed()),
+        why(
+            outside.clone(),
+            &[("outside_business_hours", "0")],
+            closed()
+        ),
         "condition outside_business_hours = true does not hold: the call's outside_business_hours is 0"
     );
-    assert_eq!(why(outside, &[], closed()), "matches and acts, the most special that does");
+    assert_eq!(
+        why(outside, &[], closed()),
+        "matches and acts, the most special that does"
+    );
 }
 
 #[test]
@@ -74,16 +89,37 @@ fn a_prompt_says_why_it_is_chosen_or_not() {
             inactive,
             unwritten,
             prompt(3, "global", 7, json!([])),
-            prompt(4, "global", 6, json!([binding(2, json!({"account_ref": "A"}))])),
+            prompt(
+                4,
+                "global",
+                6,
+                json!([binding(2, json!({"account_ref": "A"}))])
+            ),
             prompt(5, "global", 5, bad),
             prompt(6, "account", 4, json!([])),
-            prompt(7, "account", 3, json!([binding(3, json!({"event_type": "E"}))])),
-            prompt(8, "event_type", 2, json!([binding(4, json!({"event_type": "E"})), binding(5, json!({}))])),
+            prompt(
+                7,
+                "account",
+                3,
+                json!([binding(3, json!({"event_type": "E"}))])
+            ),
+            prompt(
+                8,
+                "event_type",
+                2,
+                json!([
+                    binding(4, json!({"event_type": "E"})),
+                    binding(5, json!({}))
+                ])
+            ),
         ]);
     });
     let page = explained(&profile, &[("event_type", "e")], open());
     let prompts = page["prompts"].as_array().unwrap();
-    let whys: Vec<_> = prompts.iter().map(|prompt| prompt["why"].as_str().unwrap()).collect();
+    let whys: Vec<_> = prompts
+        .iter()
+        .map(|prompt| prompt["why"].as_str().unwrap())
+        .collect();
     assert_eq!(
         whys,
         [
@@ -97,19 +133,36 @@ fn a_prompt_says_why_it_is_chosen_or_not() {
             "chosen: binding 00000000-0000-4000-8002-000000000004 matches",
         ]
     );
-    let chosen: Vec<_> = prompts.iter().map(|prompt| prompt["chosen"].as_bool().unwrap()).collect();
-    assert_eq!(chosen, [false, false, true, false, false, false, false, true]);
+    let chosen: Vec<_> = prompts
+        .iter()
+        .map(|prompt| prompt["chosen"].as_bool().unwrap())
+        .collect();
+    assert_eq!(
+        chosen,
+        [false, false, true, false, false, false, false, true]
+    );
     assert_eq!(prompts[4]["bindings_left_out"], 1);
     let other = &prompts[7]["bindings"][1];
-    assert_eq!((&other["matches"], &other["acts"]), (&json!(true), &json!(false)));
-    assert!(other["why"].as_str().unwrap().ends_with("matches, but does not set event_type"));
+    assert_eq!(
+        (&other["matches"], &other["acts"]),
+        (&json!(true), &json!(false))
+    );
+    assert!(
+        other["why"]
+            .as_str()
+            .unwrap()
+            .ends_with("matches, but does not set event_type")
+    );
     assert_eq!(page["faults"][0]["table"], "prompt_bindings");
 }
 
 #[test]
 fn a_prompt_that_no_longer_fits_says_so() {
     let profile = acme(|document| {
-        document["prompts"] = json!([prompt(1, "global", 1, json!([])), prompt(2, "global", 0, json!([]))]);
+        document["prompts"] = json!([
+            prompt(1, "global", 1, json!([])),
+            prompt(2, "global", 0, json!([]))
+        ]);
     });
     let explained = explain(&profile, &call(&[]), open(), 3);
     let page: Value = serde_json::from_slice(&explained.body).unwrap();
@@ -136,7 +189,10 @@ fn each_field_names_the_row_and_column_it_came_from() {
     assert_eq!(timezone["table"], "tenant_phone_numbers");
     assert_eq!(timezone["column"], "timezone");
     let model = &page["fields"]["model"];
-    assert_eq!((&model["table"], &model["value"]), (&json!("tenant_settings"), &json!("gpt-4o-mini")));
+    assert_eq!(
+        (&model["table"], &model["value"]),
+        (&json!("tenant_settings"), &json!("gpt-4o-mini"))
+    );
     assert_eq!(model["revision"].as_str().unwrap().len(), 16);
     assert_eq!(page["fields"]["recording_enabled"]["value"], true);
     assert_eq!(page["revision"], profile.revision().to_string());
@@ -178,10 +234,19 @@ fn credentials_are_named_with_their_state_and_never_shown_nor_is_prompt_content(
     });
     let body = explain(&profile, &call(&[]), open(), STACK_BYTES).body;
     let page: Value = serde_json::from_slice(&body).unwrap();
-    let states: Vec<_> =
-        page["credentials"].as_array().unwrap().iter().map(|one| one["status"].as_str().unwrap()).collect();
+    let states: Vec<_> = page["credentials"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| one["status"].as_str().unwrap())
+        .collect();
     assert_eq!(states, ["withheld", "ok"]);
-    assert!(page["credentials"][0]["why"].as_str().unwrap().contains("keys.raw"));
+    assert!(
+        page["credentials"][0]["why"]
+            .as_str()
+            .unwrap()
+            .contains("keys.raw")
+    );
     let text = String::from_utf8(body).unwrap();
     for hidden in [SECRET, "AAECAwQFBg", "sol rojo", "Actúa como agente"] {
         assert!(!text.contains(hidden), "{hidden}");
@@ -190,21 +255,42 @@ fn credentials_are_named_with_their_state_and_never_shown_nor_is_prompt_content(
 
 #[test]
 fn the_bindings_listed_are_bounded_and_the_rest_is_counted() {
-    let many = |first: u8| -> Vec<_> { (0..240).map(|n| binding(n, json!({"account_ref": first.to_string()}))).collect() };
-    let prompts: Vec<_> = (0..6).map(|n| prompt(n, "account", 0, json!(many(n)))).collect();
+    let many = |first: u8| -> Vec<_> {
+        (0..240)
+            .map(|n| binding(n, json!({"account_ref": first.to_string()})))
+            .collect()
+    };
+    let prompts: Vec<_> = (0..6)
+        .map(|n| prompt(n, "account", 0, json!(many(n))))
+        .collect();
     let profile = acme(|document| document["prompts"] = json!(prompts));
     let page = explained(&profile, &[], open());
-    let listed: Vec<_> = page["prompts"].as_array().unwrap().iter()
-        .map(|prompt| (prompt["bindings"].as_array().unwrap().len(), prompt["bindings_not_listed"].as_u64().unwrap()))
+    let listed: Vec<_> = page["prompts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|prompt| {
+            (
+                prompt["bindings"].as_array().unwrap().len(),
+                prompt["bindings_not_listed"].as_u64().unwrap(),
+            )
+        })
         .collect();
-    assert_eq!(listed, [(240, 0), (240, 0), (240, 0), (240, 0), (40, 200), (0, 240)]);
+    assert_eq!(
+        listed,
+        [(240, 0), (240, 0), (240, 0), (240, 0), (40, 200), (0, 240)]
+    );
 }
 
 #[test]
 fn what_the_call_says_is_repeated_only_so_far() {
     let long = "z".repeat(256);
     let zones: Vec<_> = (0..50).map(|_| ("zone", long.as_str())).collect();
-    let why = why(json!({"conditions_json": {"zone_in": vec!["y".repeat(200); 100]}}), &zones, open());
+    let why = why(
+        json!({"conditions_json": {"zone_in": vec!["y".repeat(200); 100]}}),
+        &zones,
+        open(),
+    );
     assert!(why.len() < 500, "{}", why.len());
 }
 

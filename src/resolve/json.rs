@@ -35,7 +35,11 @@ fn push_text(json: &mut Vec<u8>, text: &str) {
 fn compact(value: &str, json: &mut Vec<u8>) {
     let mut rest = value;
     while let Some(c) = rest.chars().next() {
-        let piece = if c == '"' { text_at_start(rest) } else { c.len_utf8() };
+        let piece = if c == '"' {
+            text_at_start(rest)
+        } else {
+            c.len_utf8()
+        };
         let (piece, after) = rest.split_at_checked(piece).unwrap_or((rest, ""));
         if c == '"' && piece.contains('\\') {
             let text = serde_json::from_str(piece).map(Zeroizing::<String>::new);
@@ -124,15 +128,29 @@ mod tests {
 
     #[test]
     fn json_is_given_as_json_compact_in_its_own_order_and_digits() {
-        assert_eq!(given(" { \"b\" : [ 1.50 , true, \"x y\" ],\n\"a\":{} } "), r#"{"b":[1.50,true,"x y"],"a":{}}"#);
-        for scalar in ["12345", "true", "-0.0", "1E5", "\"quoted\"", "[]", "123456789012345678901234567890"] {
+        assert_eq!(
+            given(" { \"b\" : [ 1.50 , true, \"x y\" ],\n\"a\":{} } "),
+            r#"{"b":[1.50,true,"x y"],"a":{}}"#
+        );
+        for scalar in [
+            "12345",
+            "true",
+            "-0.0",
+            "1E5",
+            "\"quoted\"",
+            "[]",
+            "123456789012345678901234567890",
+        ] {
             assert_eq!(given(scalar), scalar);
         }
     }
 
     #[test]
     fn texts_inside_json_are_written_as_in_the_rest_of_the_answer() {
-        assert_eq!(given(r#"["\u00e9\/\n\"\\","\u0022{"]"#), r#"["é/\n\"\\","\"{"]"#);
+        assert_eq!(
+            given(r#"["\u00e9\/\n\"\\","\u0022{"]"#),
+            r#"["é/\n\"\\","\"{"]"#
+        );
         assert_eq!(given(r#"{"\\":"a\\"}"#), r#"{"\\":"a\\"}"#);
     }
 

@@ -1,3 +1,5 @@
+#![allow(clippy::arithmetic_side_effects)] // an overflow fails the test
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -34,7 +36,11 @@ fn prompts_stand_by_priority_then_scope_then_age_then_id() {
             prompt(2, "phone-number", 6, json!([])),
         ]);
     });
-    let names: Vec<_> = tenant.prompts.iter().map(|prompt| prompt.name.as_str()).collect();
+    let names: Vec<_> = tenant
+        .prompts
+        .iter()
+        .map(|prompt| prompt.name.as_str())
+        .collect();
     let expected = [2, 1, 4, 5, 6, 7, 8, 9].map(|n| format!("prompt {n}"));
     assert_eq!(names, expected);
 }
@@ -43,17 +49,25 @@ fn prompts_stand_by_priority_then_scope_then_age_then_id() {
 fn bindings_stand_by_columns_set_then_newest_then_lowest_id() {
     let newer = "2026-01-01T00:00:00Z";
     let tenant = tenant_with(|document| {
-        document["prompts"] = json!([prompt(1, "global", 0, json!([
-            binding(6, json!({})),
-            binding(5, json!({"account_ref": "a"})),
-            binding(4, json!({"account_ref": "a"})),
-            binding(3, json!({"event_type": "e", "created_at": newer})),
-            binding(2, json!({"account_ref": "a", "event_type": "e"})),
-            binding(1, json!({"created_at": newer})),
-        ]))]);
+        document["prompts"] = json!([prompt(
+            1,
+            "global",
+            0,
+            json!([
+                binding(6, json!({})),
+                binding(5, json!({"account_ref": "a"})),
+                binding(4, json!({"account_ref": "a"})),
+                binding(3, json!({"event_type": "e", "created_at": newer})),
+                binding(2, json!({"account_ref": "a", "event_type": "e"})),
+                binding(1, json!({"created_at": newer})),
+            ])
+        )]);
     });
-    let ids: Vec<_> =
-        tenant.prompts[0].bindings.iter().map(|binding| binding.id.as_bytes()[15]).collect();
+    let ids: Vec<_> = tenant.prompts[0]
+        .bindings
+        .iter()
+        .map(|binding| binding.id.as_bytes()[15])
+        .collect();
     assert_eq!(ids, [2, 3, 4, 5, 1, 6]);
 }
 
@@ -64,29 +78,59 @@ fn a_credential_that_does_not_open_is_withheld_and_named() {
         document["credentials"] = json!([
             credential(1, "openai", "b", &moved),
             credential(2, "openai", "a", &sealed(ACME, "openai", "a", SECRET)),
-            credential(3, "azure", "z", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHyg="),
+            credential(
+                3,
+                "azure",
+                "z",
+                "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHyg="
+            ),
             credential(4, "deepgram", "big", &"x".repeat(20_000)),
         ]);
     });
     let named = |provider: &str, name: &str| format!("{provider}/{name}");
-    let opened: Vec<_> = tenant.credentials.iter().map(|one| named(&one.provider, &one.name)).collect();
+    let opened: Vec<_> = tenant
+        .credentials
+        .iter()
+        .map(|one| named(&one.provider, &one.name))
+        .collect();
     assert_eq!(opened, ["openai/a"]);
     assert_eq!(tenant.credentials[0].json.expose(), format!("\"{SECRET}\""));
-    let withheld: Vec<_> = tenant.withheld.iter().map(|one| named(&one.provider, &one.name)).collect();
+    let withheld: Vec<_> = tenant
+        .withheld
+        .iter()
+        .map(|one| named(&one.provider, &one.name))
+        .collect();
     assert_eq!(withheld, ["azure/z", "deepgram/big", "openai/b"]);
     let reasons: Vec<_> = tenant.faults.iter().map(|fault| fault.reason).collect();
-    assert_eq!(reasons, [Reason::TooLong, Reason::Ciphertext, Reason::Ciphertext]);
-    assert!(tenant.faults.iter().all(|fault| !fault.detail.contains(&moved)));
+    assert_eq!(
+        reasons,
+        [Reason::TooLong, Reason::Ciphertext, Reason::Ciphertext]
+    );
+    assert!(
+        tenant
+            .faults
+            .iter()
+            .all(|fault| !fault.detail.contains(&moved))
+    );
 }
 
 #[test]
 fn a_raw_credential_opens_only_with_a_key_named_for_it() {
     let record = admit_tenant(&{
         let mut document = tenant_document(ACME);
-        document["credentials"] = json!([credential(1, "p", "n", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHyg=")]);
+        document["credentials"] = json!([credential(
+            1,
+            "p",
+            "n",
+            "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHyg="
+        )]);
         document
     });
-    let why = |raw| tenant(&record, &KEYRING, raw).unwrap().withheld[0].why.clone();
+    let why = |raw| {
+        tenant(&record, &KEYRING, raw).unwrap().withheld[0]
+            .why
+            .clone()
+    };
     assert!(why(None).contains("not enabled"));
     assert!(!why(Some("k1")).contains("not enabled"));
 }
@@ -94,18 +138,32 @@ fn a_raw_credential_opens_only_with_a_key_named_for_it() {
 #[test]
 fn a_tenant_without_settings_has_empty_ones() {
     let tenant = tenant_with(|document| document["settings"] = json!(null));
-    assert_eq!((tenant.model.as_str(), tenant.transcription_provider.as_str()), ("", ""));
-    assert!(!tenant.recording_enabled && tenant.hours.is_none() && tenant.settings_revision.is_none());
+    assert_eq!(
+        (
+            tenant.model.as_str(),
+            tenant.transcription_provider.as_str()
+        ),
+        ("", "")
+    );
+    assert!(
+        !tenant.recording_enabled && tenant.hours.is_none() && tenant.settings_revision.is_none()
+    );
 }
 
 #[test]
 fn a_tenant_or_number_that_was_never_good_makes_no_profile() {
     let mut document = tenant_document(ACME);
     document["tenant"]["name"] = json!("\u{1}");
-    assert_eq!(tenant(&admit_tenant(&document), &KEYRING, None).err(), Some(Refusal::NoGoodRow));
+    assert_eq!(
+        tenant(&admit_tenant(&document), &KEYRING, None).err(),
+        Some(Refusal::NoGoodRow)
+    );
     let mut document = number_document(ACME_NUMBER);
     document["timezone"] = json!("");
-    assert_eq!(number(&admit_number(&document)).err(), Some(Refusal::NoGoodRow));
+    assert_eq!(
+        number(&admit_number(&document)).err(),
+        Some(Refusal::NoGoodRow)
+    );
 }
 
 #[test]
@@ -115,7 +173,10 @@ fn what_an_older_version_admitted_and_this_one_does_not_understand_costs_only_it
     record.bundle.settings.as_mut().unwrap().business_hours = json!("always").into();
     let tenant = tenant(&record, &KEYRING, None).unwrap();
     assert!(tenant.hours.is_none());
-    let prompt = tenant.prompts.iter().find(|prompt| prompt.scope == crate::row::Scope::EventType);
+    let prompt = tenant
+        .prompts
+        .iter()
+        .find(|prompt| prompt.scope == crate::row::Scope::EventType);
     let prompt = prompt.unwrap();
     assert_eq!((prompt.bindings.len(), prompt.bindings_left_out), (1, 1));
     let reasons: Vec<_> = tenant.faults.iter().map(|fault| fault.reason).collect();
@@ -126,7 +187,9 @@ fn what_an_older_version_admitted_and_this_one_does_not_understand_costs_only_it
 fn equal_rows_have_one_revision_and_any_other_row_another() {
     let document = tenant_document(ACME);
     let revision = |tenant: &Value, number: &Value| {
-        crate::sample::profile_of(number, tenant).revision().to_string()
+        crate::sample::profile_of(number, tenant)
+            .revision()
+            .to_string()
     };
     let number = number_document(ACME_NUMBER);
     let base = revision(&document, &number);

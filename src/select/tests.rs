@@ -1,3 +1,5 @@
+#![allow(clippy::arithmetic_side_effects)] // an overflow fails the test
+
 use jiff::civil::date;
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -15,7 +17,11 @@ use crate::sample::{
 fn stack(profile: &Profile, said: &[(&str, &str)], at: Timestamp) -> Vec<u8> {
     let call = call(said);
     let selection = select(profile, &call, at, STACK_BYTES).unwrap();
-    selection.prompts.iter().map(|chosen| chosen.prompt.id.as_bytes()[15]).collect()
+    selection
+        .prompts
+        .iter()
+        .map(|chosen| chosen.prompt.id.as_bytes()[15])
+        .collect()
 }
 
 /// A tenant of these prompts alone.
@@ -25,7 +31,12 @@ fn with_prompts(prompts: Value) -> Profile {
 
 /// Whether a global prompt with one binding of these columns applies.
 fn matches(columns: Value, said: &[(&str, &str)], at: Timestamp) -> bool {
-    let profile = with_prompts(json!([prompt(1, "global", 0, json!([binding(1, columns)]))]));
+    let profile = with_prompts(json!([prompt(
+        1,
+        "global",
+        0,
+        json!([binding(1, columns)])
+    )]));
     !stack(&profile, said, at).is_empty()
 }
 
@@ -41,11 +52,17 @@ fn from_binding<T: Copy>(field: Effective<'_, T>) -> (T, Option<u8>) {
 fn an_inactive_number_and_a_suspended_tenant_get_no_answer_in_this_order() {
     let call = Call::default();
     let refused = |profile: &Profile| select(profile, &call, open(), STACK_BYTES).err();
-    assert_eq!(refused(&profile(SUSPENDED_NUMBER)), Some(Refusal::TenantSuspended));
+    assert_eq!(
+        refused(&profile(SUSPENDED_NUMBER)),
+        Some(Refusal::TenantSuspended)
+    );
     let mut number = number_document(SUSPENDED_NUMBER);
     number["active"] = json!(false);
     let tenant = tenant_document(number["tenant_id"].as_str().unwrap());
-    assert_eq!(refused(&profile_of(&number, &tenant)), Some(Refusal::InactiveNumber));
+    assert_eq!(
+        refused(&profile_of(&number, &tenant)),
+        Some(Refusal::InactiveNumber)
+    );
     assert_eq!(refused(&profile(ACME_NUMBER)), None);
 }
 
@@ -63,9 +80,15 @@ fn the_base_is_the_number_and_the_settings() {
     let selection = select(&profile, &call, open(), STACK_BYTES).unwrap();
     assert_eq!(from_binding(selection.language), ("es-AR", None));
     assert_eq!(from_binding(selection.voice), ("es-AR-Standard-A", None));
-    assert_eq!(from_binding(selection.timezone), ("America/Argentina/Buenos_Aires", None));
+    assert_eq!(
+        from_binding(selection.timezone),
+        ("America/Argentina/Buenos_Aires", None)
+    );
     assert_eq!(from_binding(selection.model), ("gpt-4o-mini", None));
-    assert_eq!(from_binding(selection.transcription_provider), ("google", None));
+    assert_eq!(
+        from_binding(selection.transcription_provider),
+        ("google", None)
+    );
     assert_eq!(from_binding(selection.recording_enabled), (true, None));
 }
 
@@ -74,8 +97,17 @@ fn without_settings_the_base_is_empty() {
     let profile = profile(GUARDIANES_NUMBER);
     let call = Call::default();
     let selection = select(&profile, &call, open(), STACK_BYTES).unwrap();
-    assert_eq!((selection.model.value, selection.transcription_provider.value), ("", ""));
-    assert_eq!((selection.voice.value, selection.recording_enabled.value), ("", false));
+    assert_eq!(
+        (
+            selection.model.value,
+            selection.transcription_provider.value
+        ),
+        ("", "")
+    );
+    assert_eq!(
+        (selection.voice.value, selection.recording_enabled.value),
+        ("", false)
+    );
     assert_eq!(selection.hours, Hours::NotConfigured);
 }
 
@@ -88,8 +120,14 @@ fn the_examples_calls_get_their_prompts() {
     assert_eq!(stack(&profile, &[door], open()), [0x11, 0x44]);
     assert_eq!(stack(&profile, &[door], closed()), [0x11, 0x22, 0x44]);
     assert_eq!(stack(&profile, &[account], open()), [0x11, 0x33, 0x44]);
-    assert_eq!(stack(&profile, &[account, door, ("zone", "Z1")], open()), [0x11, 0x22, 0x33, 0x44]);
-    assert_eq!(stack(&profile, &[account, door, ("zone", "Z3")], open()), [0x11, 0x33, 0x44]);
+    assert_eq!(
+        stack(&profile, &[account, door, ("zone", "Z1")], open()),
+        [0x11, 0x22, 0x33, 0x44]
+    );
+    assert_eq!(
+        stack(&profile, &[account, door, ("zone", "Z3")], open()),
+        [0x11, 0x33, 0x44]
+    );
     let says = ("outside_business_hours", "true");
     assert_eq!(stack(&profile, &[door, says], open()), [0x11, 0x22, 0x44]);
 }
@@ -97,14 +135,20 @@ fn the_examples_calls_get_their_prompts() {
 #[test]
 fn a_global_prompt_applies_unless_it_has_bindings_and_none_matches() {
     let bound = json!([binding(1, json!({"account_ref": "A"}))]);
-    let profile = with_prompts(json!([prompt(1, "global", 0, json!([])), prompt(2, "global", 0, bound)]));
+    let profile = with_prompts(json!([
+        prompt(1, "global", 0, json!([])),
+        prompt(2, "global", 0, bound)
+    ]));
     assert_eq!(stack(&profile, &[], open()), [1]);
     assert_eq!(stack(&profile, &[("account_ref", "A")], open()), [1, 2]);
 }
 
 #[test]
 fn a_global_prompt_that_lost_its_only_binding_to_a_bad_row_never_applies() {
-    let bad = json!([binding(1, json!({"account_ref": "A", "conditions_json": {"mood_override": 1}}))]);
+    let bad = json!([binding(
+        1,
+        json!({"account_ref": "A", "conditions_json": {"mood_override": 1}})
+    )]);
     let profile = with_prompts(json!([prompt(1, "global", 0, bad)]));
     assert_eq!(stack(&profile, &[("account_ref", "A")], open()), [0_u8; 0]);
 }
@@ -119,14 +163,33 @@ fn a_scoped_prompt_needs_a_matching_binding_that_names_its_column() {
         ("phone-number", json!({"phone_number_id": number})),
     ] {
         let applies = |bindings: Value| {
-            !stack(&with_prompts(json!([prompt(1, scope, 0, bindings)])), &said, open()).is_empty()
+            !stack(
+                &with_prompts(json!([prompt(1, scope, 0, bindings)])),
+                &said,
+                open(),
+            )
+            .is_empty()
         };
         assert!(!applies(json!([])), "{scope} without bindings");
-        assert!(!applies(json!([binding(1, json!({}))])), "{scope} with an empty binding");
+        assert!(
+            !applies(json!([binding(1, json!({}))])),
+            "{scope} with an empty binding"
+        );
         assert!(applies(json!([binding(1, own.clone())])), "{scope}");
-        for other in [json!({"event_type": "E"}), json!({"account_ref": "A"}), json!({"phone_number_id": number})] {
-            assert_eq!(applies(json!([binding(1, other.clone())])), other == own, "{scope} {other}");
-            assert!(applies(json!([binding(1, other), binding(2, own.clone())])), "{scope}");
+        for other in [
+            json!({"event_type": "E"}),
+            json!({"account_ref": "A"}),
+            json!({"phone_number_id": number}),
+        ] {
+            assert_eq!(
+                applies(json!([binding(1, other.clone())])),
+                other == own,
+                "{scope} {other}"
+            );
+            assert!(
+                applies(json!([binding(1, other), binding(2, own.clone())])),
+                "{scope}"
+            );
         }
     }
 }
@@ -137,26 +200,58 @@ fn inactive_prompts_and_those_without_a_version_do_not_apply() {
     inactive["active"] = json!(false);
     let mut unwritten = prompt(2, "global", 0, json!([]));
     unwritten["version"] = json!(null);
-    let profile = with_prompts(json!([inactive, unwritten, prompt(3, "global", 0, json!([]))]));
+    let profile = with_prompts(json!([
+        inactive,
+        unwritten,
+        prompt(3, "global", 0, json!([]))
+    ]));
     assert_eq!(stack(&profile, &[], open()), [3]);
 }
 
 #[test]
 fn account_ref_equals_exactly_and_event_type_ignoring_ascii_case() {
-    assert!(matches(json!({"account_ref": "Ab"}), &[("account_ref", "Ab")], open()));
-    assert!(!matches(json!({"account_ref": "Ab"}), &[("account_ref", "ab")], open()));
-    assert!(!matches(json!({"account_ref": "Ab"}), &[("account_ref", "Ab ")], open()));
+    assert!(matches(
+        json!({"account_ref": "Ab"}),
+        &[("account_ref", "Ab")],
+        open()
+    ));
+    assert!(!matches(
+        json!({"account_ref": "Ab"}),
+        &[("account_ref", "ab")],
+        open()
+    ));
+    assert!(!matches(
+        json!({"account_ref": "Ab"}),
+        &[("account_ref", "Ab ")],
+        open()
+    ));
     assert!(!matches(json!({"account_ref": "Ab"}), &[], open()));
     assert!(!matches(json!({"account_ref": ""}), &[], open()));
-    assert!(matches(json!({"event_type": "Door"}), &[("event_type", "dOOR")], open()));
-    assert!(!matches(json!({"event_type": "é"}), &[("event_type", "É")], open()));
+    assert!(matches(
+        json!({"event_type": "Door"}),
+        &[("event_type", "dOOR")],
+        open()
+    ));
+    assert!(!matches(
+        json!({"event_type": "é"}),
+        &[("event_type", "É")],
+        open()
+    ));
     assert!(!matches(json!({"event_type": "Door"}), &[], open()));
 }
 
 #[test]
 fn phone_number_id_is_the_called_number() {
-    assert!(matches(json!({"phone_number_id": "f1a2b3c4-0001-4000-8000-000000000001"}), &[], open()));
-    assert!(!matches(json!({"phone_number_id": "f1a2b3c4-0002-4000-8000-000000000002"}), &[], open()));
+    assert!(matches(
+        json!({"phone_number_id": "f1a2b3c4-0001-4000-8000-000000000001"}),
+        &[],
+        open()
+    ));
+    assert!(!matches(
+        json!({"phone_number_id": "f1a2b3c4-0002-4000-8000-000000000002"}),
+        &[],
+        open()
+    ));
 }
 
 #[test]
@@ -165,12 +260,19 @@ fn outside_business_hours_is_the_callers_word_else_the_hours_else_false() {
     assert!(matches(rule(true), &[], closed()) && !matches(rule(false), &[], closed()));
     assert!(!matches(rule(true), &[], open()) && matches(rule(false), &[], open()));
     let says = |word| [("outside_business_hours", word)];
-    assert!(matches(rule(true), &says("1"), open()) && matches(rule(false), &says("FALSE"), closed()));
-    assert!(!matches(rule(true), &says("no"), open()) && !matches(rule(false), &says("no"), open()));
+    assert!(
+        matches(rule(true), &says("1"), open()) && matches(rule(false), &says("FALSE"), closed())
+    );
+    assert!(
+        !matches(rule(true), &says("no"), open()) && !matches(rule(false), &says("no"), open())
+    );
     let profile = acme(|document| {
         document["settings"]["business_hours"] = json!(null);
         let bindings = |wanted| json!([binding(1, rule(wanted))]);
-        document["prompts"] = json!([prompt(1, "global", 0, bindings(true)), prompt(2, "global", 0, bindings(false))]);
+        document["prompts"] = json!([
+            prompt(1, "global", 0, bindings(true)),
+            prompt(2, "global", 0, bindings(false))
+        ]);
     });
     assert_eq!(stack(&profile, &[], closed()), [2]);
 }
@@ -184,41 +286,94 @@ fn hours_go_by_the_numbers_own_timezone_whatever_the_answers_is() {
     let selection = select(&profile, &call, open(), STACK_BYTES).unwrap();
     assert_eq!(selection.hours, Hours::Open);
     assert_eq!(selection.timezone.value, "Asia/Tokyo");
-    assert_eq!(selection.zone.to_datetime(open()), date(2026, 11, 23).at(22, 45, 0, 0));
+    assert_eq!(
+        selection.zone.to_datetime(open()),
+        date(2026, 11, 23).at(22, 45, 0, 0)
+    );
 }
 
 #[test]
 fn of_one_prompts_bindings_the_most_special_that_matches_acts_alone() {
-    let profile = with_prompts(json!([prompt(1, "global", 0, json!([
-        binding(1, json!({"conditions_json": {"language_override": "en", "voice_override": "v1"}})),
-        binding(2, json!({"account_ref": "A", "conditions_json": {"language_override": "fr"}})),
-        binding(3, json!({"account_ref": "A", "event_type": "E", "conditions_json": {"language_override": "de"}})),
-    ]))]));
+    let profile = with_prompts(json!([prompt(
+        1,
+        "global",
+        0,
+        json!([
+            binding(
+                1,
+                json!({"conditions_json": {"language_override": "en", "voice_override": "v1"}})
+            ),
+            binding(
+                2,
+                json!({"account_ref": "A", "conditions_json": {"language_override": "fr"}})
+            ),
+            binding(
+                3,
+                json!({"account_ref": "A", "event_type": "E", "conditions_json": {"language_override": "de"}})
+            ),
+        ])
+    )]));
     let language = |said: &[(&str, &str)]| {
         let call = call(said);
         let selection = select(&profile, &call, open(), STACK_BYTES).unwrap();
-        (selection.language.value.to_owned(), selection.voice.value.to_owned())
+        (
+            selection.language.value.to_owned(),
+            selection.voice.value.to_owned(),
+        )
     };
     assert_eq!(language(&[]), ("en".into(), "v1".into()));
-    assert_eq!(language(&[("account_ref", "A")]), ("fr".into(), "es-AR-Standard-A".into()));
-    assert_eq!(language(&[("account_ref", "A"), ("event_type", "e")]).0, "de");
+    assert_eq!(
+        language(&[("account_ref", "A")]),
+        ("fr".into(), "es-AR-Standard-A".into())
+    );
+    assert_eq!(
+        language(&[("account_ref", "A"), ("event_type", "e")]).0,
+        "de"
+    );
 }
 
 #[test]
 fn across_prompts_the_one_standing_last_wins_field_by_field() {
     let effects = |n: u8, rules: Value| json!([binding(n, json!({"conditions_json": rules}))]);
     let profile = with_prompts(json!([
-        prompt(1, "global", 9, effects(1, json!({"language_override": "en", "model_override": "m1", "recording_enabled_override": true}))),
-        prompt(2, "global", 8, effects(2, json!({"language_override": "fr", "recording_enabled_override": false}))),
+        prompt(
+            1,
+            "global",
+            9,
+            effects(
+                1,
+                json!({"language_override": "en", "model_override": "m1", "recording_enabled_override": true})
+            )
+        ),
+        prompt(
+            2,
+            "global",
+            8,
+            effects(
+                2,
+                json!({"language_override": "fr", "recording_enabled_override": false})
+            )
+        ),
         prompt(3, "global", 7, json!([])),
-        prompt(4, "global", 6, effects(4, json!({"transcription_provider_override": "", "zone": "Z9", "language_override": "xx"}))),
+        prompt(
+            4,
+            "global",
+            6,
+            effects(
+                4,
+                json!({"transcription_provider_override": "", "zone": "Z9", "language_override": "xx"})
+            )
+        ),
     ]));
     let call = Call::default();
     let selection = select(&profile, &call, open(), STACK_BYTES).unwrap();
     assert_eq!(from_binding(selection.language), ("fr", Some(2)));
     assert_eq!(from_binding(selection.model), ("m1", Some(1)));
     assert_eq!(from_binding(selection.recording_enabled), (false, Some(2)));
-    assert_eq!(from_binding(selection.transcription_provider), ("google", None));
+    assert_eq!(
+        from_binding(selection.transcription_provider),
+        ("google", None)
+    );
 }
 
 #[test]
@@ -232,7 +387,12 @@ fn an_effect_may_empty_a_field() {
 
 #[test]
 fn prompts_that_no_longer_fit_are_left_out_from_the_end_with_their_effects() {
-    let effect = |n| json!([binding(n, json!({"conditions_json": {"model_override": format!("m{n}")}}))]);
+    let effect = |n| {
+        json!([binding(
+            n,
+            json!({"conditions_json": {"model_override": format!("m{n}")}})
+        )])
+    };
     let profile = with_prompts(json!([
         prompt(1, "global", 3, effect(1)),
         prompt(2, "global", 2, effect(2)),
@@ -240,9 +400,19 @@ fn prompts_that_no_longer_fit_are_left_out_from_the_end_with_their_effects() {
     ]));
     let call = Call::default();
     // Each content is two bytes, each blank line between two more.
-    for (limit, kept, model) in [(10, 3, "m3"), (9, 2, "m2"), (6, 2, "m2"), (5, 1, "m1"), (1, 0, "gpt-4o-mini")] {
+    for (limit, kept, model) in [
+        (10, 3, "m3"),
+        (9, 2, "m2"),
+        (6, 2, "m2"),
+        (5, 1, "m1"),
+        (1, 0, "gpt-4o-mini"),
+    ] {
         let selection = select(&profile, &call, open(), limit).unwrap();
-        assert_eq!((selection.prompts.len(), selection.left_out), (kept, 3 - kept), "{limit}");
+        assert_eq!(
+            (selection.prompts.len(), selection.left_out),
+            (kept, 3 - kept),
+            "{limit}"
+        );
         assert_eq!(selection.model.value, model, "{limit}");
     }
 }
@@ -251,7 +421,11 @@ fn prompts_that_no_longer_fit_are_left_out_from_the_end_with_their_effects() {
 fn a_small_prompt_does_not_slip_past_a_large_one_that_did_not_fit() {
     let mut large = prompt(2, "global", 2, json!([]));
     large["version"]["content"] = json!("x".repeat(100));
-    let profile = with_prompts(json!([prompt(1, "global", 3, json!([])), large, prompt(3, "global", 1, json!([]))]));
+    let profile = with_prompts(json!([
+        prompt(1, "global", 3, json!([])),
+        large,
+        prompt(3, "global", 1, json!([]))
+    ]));
     let call = Call::default();
     let selection = select(&profile, &call, open(), 50).unwrap();
     assert_eq!((selection.prompts.len(), selection.left_out), (1, 2));
@@ -274,7 +448,10 @@ fn naive_matches(binding: &Binding, call: &Call, number: Uuid, outside: bool) ->
         return false;
     }
     if let Some(event) = &binding.event_type {
-        let given = call.event_type.as_ref().map(|given| given.to_ascii_lowercase());
+        let given = call
+            .event_type
+            .as_ref()
+            .map(|given| given.to_ascii_lowercase());
         if given != Some(event.to_ascii_lowercase()) {
             return false;
         }
@@ -289,30 +466,50 @@ fn naive_matches(binding: &Binding, call: &Call, number: Uuid, outside: bool) ->
             name => call.attributes.get(name).cloned().unwrap_or_default(),
         }
     };
-    binding.conditions.as_object().unwrap().iter().all(|(key, wanted)| {
-        if key.ends_with("_override") {
-            return true;
-        }
-        if key == "outside_business_hours" && given(key).is_empty() {
-            return wanted.as_bool().unwrap() == outside;
-        }
-        let (name, negative) = match (key.strip_suffix("_not_in"), key.strip_suffix("_in")) {
-            (Some(name), _) => (name, true),
-            (None, Some(name)) => (name, false),
-            (None, None) => (key.as_str(), false),
-        };
-        let list = wanted.as_array().cloned().unwrap_or_else(|| vec![wanted.clone()]);
-        let has = given(name).iter().any(|given| list.iter().any(|wanted| naive_equal(given, wanted)));
-        if negative { !given(name).is_empty() && !has } else { has }
-    })
+    binding
+        .conditions
+        .as_object()
+        .unwrap()
+        .iter()
+        .all(|(key, wanted)| {
+            if key.ends_with("_override") {
+                return true;
+            }
+            if key == "outside_business_hours" && given(key).is_empty() {
+                return wanted.as_bool().unwrap() == outside;
+            }
+            let (name, negative) = match (key.strip_suffix("_not_in"), key.strip_suffix("_in")) {
+                (Some(name), _) => (name, true),
+                (None, Some(name)) => (name, false),
+                (None, None) => (key.as_str(), false),
+            };
+            let list = wanted
+                .as_array()
+                .cloned()
+                .unwrap_or_else(|| vec![wanted.clone()]);
+            let has = given(name)
+                .iter()
+                .any(|given| list.iter().any(|wanted| naive_equal(given, wanted)));
+            if negative {
+                !given(name).is_empty() && !has
+            } else {
+                has
+            }
+        })
 }
 
 /// The fields of an answer that bindings may change, prompt ids first.
-fn naive(number: &crate::row::Number, bundle: &crate::row::Bundle, call: &Call, at: Timestamp) -> Value {
+fn naive(
+    number: &crate::row::Number,
+    bundle: &crate::row::Bundle,
+    call: &Call,
+    at: Timestamp,
+) -> Value {
     let settings = bundle.settings.as_ref();
     let zone = TimeZone::get(&number.timezone).unwrap();
     let hours = settings.and_then(|row| row.business_hours.as_ref());
-    let outside = hours.is_some_and(|hours| !BusinessHours::parse(hours).unwrap().is_open(at, &zone));
+    let outside =
+        hours.is_some_and(|hours| !BusinessHours::parse(hours).unwrap().is_open(at, &zone));
     let columns = |b: &Binding| {
         usize::from(b.account_ref.is_some())
             + usize::from(b.event_type.is_some())
@@ -320,8 +517,11 @@ fn naive(number: &crate::row::Number, bundle: &crate::row::Bundle, call: &Call, 
     };
     let mut applying: Vec<(&Prompt, Vec<&Binding>)> = Vec::new();
     for prompt in &bundle.prompts {
-        let matching: Vec<&Binding> =
-            prompt.bindings.iter().filter(|b| naive_matches(b, call, number.id, outside)).collect();
+        let matching: Vec<&Binding> = prompt
+            .bindings
+            .iter()
+            .filter(|b| naive_matches(b, call, number.id, outside))
+            .collect();
         let applies = match prompt.scope {
             Scope::Global => {
                 prompt.bindings.is_empty() && prompt.bindings_left_out == 0 || !matching.is_empty()
@@ -358,9 +558,14 @@ fn naive(number: &crate::row::Number, bundle: &crate::row::Bundle, call: &Call, 
     });
     for (_, mut matching) in applying {
         matching.sort_by(|a, b| {
-            columns(b).cmp(&columns(a)).then(b.created_at.cmp(&a.created_at)).then(a.id.cmp(&b.id))
+            columns(b)
+                .cmp(&columns(a))
+                .then(b.created_at.cmp(&a.created_at))
+                .then(a.id.cmp(&b.id))
         });
-        let Some(acting) = matching.first() else { continue };
+        let Some(acting) = matching.first() else {
+            continue;
+        };
         for (key, value) in acting.conditions.as_object().unwrap() {
             if let Some(field) = key.strip_suffix("_override") {
                 answer[field] = value.clone();
@@ -399,9 +604,11 @@ fn any_condition() -> impl Strategy<Value = (&'static str, Value)> {
 
 fn any_effect() -> impl Strategy<Value = (&'static str, Value)> {
     prop_oneof![
-        prop::sample::select(vec!["en", "fr", "pt-BR"]).prop_map(|v| ("language_override", json!(v))),
+        prop::sample::select(vec!["en", "fr", "pt-BR"])
+            .prop_map(|v| ("language_override", json!(v))),
         prop::sample::select(vec!["", "v1"]).prop_map(|v| ("voice_override", json!(v))),
-        prop::sample::select(vec!["Asia/Tokyo", "UTC"]).prop_map(|v| ("timezone_override", json!(v))),
+        prop::sample::select(vec!["Asia/Tokyo", "UTC"])
+            .prop_map(|v| ("timezone_override", json!(v))),
         prop::sample::select(vec!["m1", "m2"]).prop_map(|v| ("model_override", json!(v))),
         Just(("transcription_provider_override", json!("deepgram"))),
         any::<bool>().prop_map(|v| ("recording_enabled_override", json!(v))),
@@ -467,7 +674,10 @@ fn documents(prompts: &[(Value, Vec<Value>)]) -> Value {
     let mut list = Vec::new();
     for (n, (prompt, bindings)) in prompts.iter().enumerate() {
         let mut prompt = prompt.clone();
-        prompt["id"] = json!(format!("00000000-0000-4000-8000-0000000000{:02x}", mixed(n)));
+        prompt["id"] = json!(format!(
+            "00000000-0000-4000-8000-0000000000{:02x}",
+            mixed(n)
+        ));
         let bindings: Vec<_> = bindings
             .iter()
             .enumerate()

@@ -110,10 +110,12 @@ macro_rules! log_since {
     };
 }
 
-/// One statement: header, changed keys and their rows. `$3` tenants held, `$4` most keys whose rows come along.
+/// One statement: header, changed keys and their rows. `$3` tenants held, `$4` most keys whose rows come along, and no more
+/// than a hundred tenants: theirs are large.
 pub(super) const PULL: &str = concat!(
     "with ", log_since!(), ",
-     whole as materialized (select (select count(*) from keys) <= $4::bigint and (select count(*) from log) <= 50000 as is),
+     whole as materialized (select (select count(*) from keys) <= $4::bigint and (select count(*) from log) <= 50000
+        and (select count(*) from keys where kind = 'tenant') <= 100 as is),
      tenants as materialized (select id::uuid from keys, whole where whole.is and kind = 'tenant'
         and id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'),
      numbers as materialized (select id from keys, whole where whole.is and kind = 'number')

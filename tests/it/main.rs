@@ -11,5 +11,9 @@
 mod cli;
 mod cluster;
 mod schema;
+mod faults;
 mod feed;
+mod history;
 mod node;
+mod proxy;
+mod worlds;
