@@ -14,7 +14,9 @@ use crate::cluster::scratch;
 /// The program without this process's settings.
 fn sidetone() -> Command {
     let mut command = Command::cargo_bin("sidetone").unwrap();
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIDETONE_")) {
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("SIDETONE_"))
+    {
         if name != "SIDETONE_PG_BIN" {
             command.env_remove(name);
         }
@@ -23,8 +25,16 @@ fn sidetone() -> Command {
 }
 
 fn ended(args: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = sidetone().args(args).stdin(Stdio::null()).output().unwrap();
-    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = sidetone().args(args).stdin(Stdio::null()).output().unwrap();
+    (
+        status.code().unwrap(),
+        String::from_utf8(stdout).unwrap(),
+        String::from_utf8(stderr).unwrap(),
+    )
 }
 
 #[test]
@@ -33,13 +43,26 @@ fn wrong_usage_ends_with_2_and_says_so_on_standard_error_alone() {
         &[][..],
         &["no-such-command"],
         &["lookup"],
-        &["lookup", "+14155550100", "--outside-business-hours", "maybe"],
+        &[
+            "lookup",
+            "+14155550100",
+            "--outside-business-hours",
+            "maybe",
+        ],
         &["lookup", "+14155550100", "--attr", "novalue"],
         &["lookup", "+14155550100", "--at", "yesterday"],
         &["lookup", "+14155550100", "--field", "language", "--json"],
         &["resolve", "+14155550100", "--reveal"],
         &["refresh", "--tenant", "a", "--number", "b"],
-        &["seal", "--tenant", "not-a-uuid", "--provider", "p", "--name", "n"],
+        &[
+            "seal",
+            "--tenant",
+            "not-a-uuid",
+            "--provider",
+            "p",
+            "--name",
+            "n",
+        ],
         &["migrate", "--url", "a", "--url-file", "b"],
         &["check", "--set", "novalue"],
     ] {
@@ -52,23 +75,42 @@ fn wrong_usage_ends_with_2_and_says_so_on_standard_error_alone() {
 #[test]
 fn a_settings_file_with_three_mistakes_is_told_at_once_and_ends_with_2() {
     let file = scratch("settings").join("sidetone.toml");
-    fs::write(&file, "[http]\nunix_mod = \"1\"\nmax_connections = \"x\"\n[feed]\nstale_after = \"1s\"\n").unwrap();
+    fs::write(
+        &file,
+        "[http]\nunix_mod = \"1\"\nmax_connections = \"x\"\n[feed]\nstale_after = \"1s\"\n",
+    )
+    .unwrap();
     let file = file.to_str().unwrap();
     for command in ["check", "run"] {
         let (code, _, stderr) = ended(&[command, "--config", file]);
         assert_eq!(code, 2, "{stderr}");
         let lines: Vec<&str> = stderr.lines().collect();
         assert_eq!(lines.len(), 3, "{stderr}");
-        assert!(lines.iter().all(|line| line.starts_with(&format!("sidetone: {file}: "))), "{stderr}");
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.starts_with(&format!("sidetone: {file}: "))),
+            "{stderr}"
+        );
     }
 }
 
 #[test]
 fn a_daemon_that_is_not_there_ends_with_3_and_the_socket_is_named() {
-    for command in [&["lookup", "+14155550100"][..], &["explain", "+14155550100"], &["status"], &["refresh"], &["verify"]] {
-        let (code, stdout, stderr) = ended(&[command, &["--socket", "/nonexistent/s.sock"]].concat());
+    for command in [
+        &["lookup", "+14155550100"][..],
+        &["explain", "+14155550100"],
+        &["status"],
+        &["refresh"],
+        &["verify"],
+    ] {
+        let (code, stdout, stderr) =
+            ended(&[command, &["--socket", "/nonexistent/s.sock"]].concat());
         assert_eq!((code, stdout.as_str()), (3, ""), "{command:?}: {stderr}");
-        assert!(stderr.contains("cannot reach the daemon at /nonexistent/s.sock: no such file"), "{stderr}");
+        assert!(
+            stderr.contains("cannot reach the daemon at /nonexistent/s.sock: no such file"),
+            "{stderr}"
+        );
     }
 }
 
@@ -77,26 +119,63 @@ fn a_secret_goes_in_and_out_over_standard_input_alone() {
     let keys = scratch("keys").join("keyring.toml");
     let keys = keys.to_str().unwrap();
     assert_eq!(ended(&["keygen", "--file", keys]).0, 0);
-    assert_eq!(ended(&["keygen", "--file", keys]).0, 1, "a keyring is never overwritten");
+    assert_eq!(
+        ended(&["keygen", "--file", keys]).0,
+        1,
+        "a keyring is never overwritten"
+    );
     assert_eq!(ended(&["keygen", "--file", keys, "--add"]).0, 0);
-    let row = ["--keys", keys, "--tenant", "6f717b5a-1a2b-4c3d-9e8f-112233445566", "--provider", "openai", "--name"];
+    let row = [
+        "--keys",
+        keys,
+        "--tenant",
+        "6f717b5a-1a2b-4c3d-9e8f-112233445566",
+        "--provider",
+        "openai",
+        "--name",
+    ];
     let piped = |command: &str, name: &str, input: &str| {
-        assert_cmd::Command::from_std(sidetone()).arg(command).args(row).arg(name).write_stdin(input).output().unwrap()
+        assert_cmd::Command::from_std(sidetone())
+            .arg(command)
+            .args(row)
+            .arg(name)
+            .write_stdin(input)
+            .output()
+            .unwrap()
     };
     let sealed = String::from_utf8(piped("seal", "default", "sk-top-secret\n").stdout).unwrap();
     assert!(!sealed.contains("secret"));
     let opened = piped("open", "default", &sealed);
     assert_eq!(String::from_utf8(opened.stdout).unwrap(), "sk-top-secret\n");
-    assert_eq!(piped("open", "other", &sealed).status.code(), Some(1), "sealed for another row");
-    assert_eq!(piped("seal", "default", "").status.code(), Some(2), "nothing to seal");
+    assert_eq!(
+        piped("open", "other", &sealed).status.code(),
+        Some(1),
+        "sealed for another row"
+    );
+    assert_eq!(
+        piped("seal", "default", "").status.code(),
+        Some(2),
+        "nothing to seal"
+    );
 }
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_failure() {
-    let mut child = sidetone().args(["completions", "bash"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = sidetone()
+        .args(["completions", "bash"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), String::from_utf8(output.stderr).unwrap().as_str()), (Some(0), ""));
+    assert_eq!(
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap().as_str()
+        ),
+        (Some(0), "")
+    );
 }
 
 #[test]
@@ -106,9 +185,18 @@ fn every_command_has_a_manual_page() {
     assert_eq!(code, 0, "{stderr}");
     let pages = fs::read_dir(&dir).unwrap().count();
     let (_, help, _) = ended(&["--help"]);
-    let commands = help.split("Commands:").nth(1).unwrap().split("\n\n").next().unwrap();
+    let commands = help
+        .split("Commands:")
+        .nth(1)
+        .unwrap()
+        .split("\n\n")
+        .next()
+        .unwrap();
     // The last one listed is `help`, which has no page; the first page is the program's own.
-    let listed = commands.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   ")).count();
+    let listed = commands
+        .lines()
+        .filter(|line| line.starts_with("  ") && !line.starts_with("   "))
+        .count();
     assert_eq!(pages, listed, "{help}");
 }
 
@@ -128,10 +216,18 @@ impl Drop for Demo {
 
 /// Starts a demo, and reads what it says up to a line.
 fn demo(until: &str) -> Demo {
-    let mut child =
-        sidetone().arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn().unwrap();
+    let mut child = sidetone()
+        .arg("demo")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::inherit())
+        .spawn()
+        .unwrap();
     let said = BufReader::new(child.stdout.take().unwrap());
-    let mut demo = Demo { child, dir: PathBuf::new() };
+    let mut demo = Demo {
+        child,
+        dir: PathBuf::new(),
+    };
     for line in said.lines() {
         let line = line.unwrap();
         if let Some((_, rest)) = line.split_once("--unix-socket ") {

@@ -47,7 +47,8 @@ pub(crate) fn scratch(name: &str) -> PathBuf {
 
 static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
     let named = std::env::var_os("SIDETONE_PG_BIN").map(PathBuf::from);
-    Programs::find(named.as_deref()).unwrap_or_else(|err| panic!("{err}; or run scripts/ensure-postgres"))
+    Programs::find(named.as_deref())
+        .unwrap_or_else(|err| panic!("{err}; or run scripts/ensure-postgres"))
 });
 
 /// A program of the server, working below the root.
@@ -180,7 +181,9 @@ impl Cluster {
     }
 
     fn stopped(options: Options) -> Self {
-        let dir = ROOT.dir().join(format!("pg{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
+        let dir = ROOT
+            .dir()
+            .join(format!("pg{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
         PROGRAMS.make_dir(&dir).unwrap();
         Self {
             dir,
