@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use assert_cmd::cargo::CommandCargoExt as _;
 use rustix::process::{Pid, Signal};
 
-use crate::cluster::scratch;
+use crate::cluster::{Cluster, scratch};
+use crate::node::{Node, SECRET};
 
 /// The program without this process's settings.
 fn sidetone() -> Command {
@@ -283,4 +284,144 @@ fn the_calls_of_the_demo_are_answered_as_the_platform_expects() {
     ] {
         assert!(shown.contains(expected), "{expected} in\n{shown}");
     }
+}
+
+/// Exit code and standard output of a command against a node.
+fn asked(node: &Node, args: &[&str]) -> (i32, String) {
+    let output = node.cli(args);
+    (
+        output.status.code().unwrap(),
+        String::from_utf8(output.stdout).unwrap(),
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_script_learns_the_answer_from_the_exit_code() {
+    let db = Cluster::shared().database().await;
+    let node = Node::with_example(&db, "").await;
+    assert_eq!(
+        asked(&node, &["lookup", "+14155550100", "--field", "language"]),
+        (0, "es-AR\n".to_owned())
+    );
+    for (args, code) in [
+        (&["lookup", "+1 (415) 555-0100"][..], 0),
+        (&["lookup", "+15005550006"], 1),
+        (&["lookup", "+15005550006", "--json"], 1),
+        (&["lookup", "+15005550006", "--field", "language"], 1),
+        (&["lookup", "+542994000003"], 1),
+        (&["lookup", "12"], 2),
+        (&["lookup", "+14155550100", "--field", "no_such"], 2),
+        (&["explain", "+14155550100"], 0),
+        (&["status"], 0),
+        (&["refresh"], 0),
+        (&["refresh", "--tenant", "seguridad-acme-sa"], 0),
+        (&["refresh", "--tenant", "no-such"], 1),
+        (&["refresh", "--no-wait"], 0),
+        (&["verify"], 0),
+    ] {
+        assert_eq!(asked(&node, args).0, code, "{args:?}");
+    }
+    let (_, json) = asked(&node, &["lookup", "+14155550100", "--json"]);
+    assert!(
+        json.starts_with(r#"{"status":"ok","number":"+14155550100""#),
+        "{json}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_are_shown_only_to_who_asks_twice() {
+    let db = Cluster::shared().database().await;
+    let node = Node::with_example(&db, "").await;
+    let shown = |args: &[&str]| asked(&node, &[&["resolve", "+14155550100"], args].concat()).1;
+    for hidden in [&[][..], &["--json"], &["--credentials"]] {
+        let text = shown(hidden);
+        assert!(!text.contains(SECRET), "{hidden:?}");
+        assert!(text.contains("Base Global Español"), "{hidden:?}: {text}");
+    }
+    for asked_for in [&["--credentials", "--reveal"], &["--credentials", "--json"]] {
+        assert!(shown(asked_for).contains(SECRET), "{asked_for:?}");
+    }
+}
+
+/// The subjects of a check's findings at a level.
+fn subjects(json: &str, level: &str) -> Vec<String> {
+    let report: serde_json::Value = serde_json::from_str(json).unwrap();
+    let findings = report["checks"].as_array().unwrap().iter();
+    findings
+        .filter(|finding| finding["level"] == level)
+        .map(|finding| finding["subject"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_finds_nothing_wrong_with_a_running_node_and_names_what_is() {
+    let db = Cluster::shared().database().await;
+    let node = Node::with_example(&db, "").await;
+    let (code, json) = asked(&node, &["check", "--json"]);
+    assert_eq!(code, 0, "{json}");
+    assert!(json.contains("in use by a running daemon"), "{json}");
+    db.sql("alter table public.prompts disable trigger sidetone_update; update sidetone.meta set doorbell = false")
+        .await;
+    db.sql(
+        "revoke select on public.tenants from sidetone; grant insert on public.prompts to sidetone",
+    )
+    .await;
+    let (code, json) = asked(&node, &["check", "--json"]);
+    assert_eq!(code, 1, "{json}");
+    // Role and rights belong to this database's tables alone.
+    assert!(json.contains("prompts.sidetone_update"), "{json}");
+    assert!(
+        subjects(&json, "problem").contains(&"grants".to_owned()),
+        "{json}"
+    );
+    assert!(
+        subjects(&json, "problem").contains(&"triggers".to_owned()),
+        "{json}"
+    );
+    assert!(
+        subjects(&json, "warning").contains(&"doorbell".to_owned()),
+        "{json}"
+    );
+    assert!(
+        json.contains("can write to prompts"),
+        "a role that can write: {json}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_tells_what_it_would_do_does_it_once_and_check_asks_for_it() {
+    let db = Cluster::shared().empty_database().await;
+    let owner = Cluster::shared().url("postgres", db.name());
+    let node = Node::prepare(&owner, "");
+    let (code, json) = asked(&node, &["check", "--json"]);
+    assert_eq!(code, 1, "{json}");
+    assert!(json.contains("sidetone migrate"), "{json}");
+    let (code, would) = asked(&node, &["migrate", "--dry-run"]);
+    assert_eq!(code, 0);
+    assert!(
+        would.contains("would be applied") && would.contains("0001"),
+        "{would}"
+    );
+    let (code, done) = asked(&node, &["migrate"]);
+    assert_eq!(
+        (code, done.contains(": applied") && done.contains("0001")),
+        (0, true),
+        "{done}"
+    );
+    let (code, again) = asked(&node, &["migrate"]);
+    assert_eq!(
+        (code, again.contains("nothing to do")),
+        (0, true),
+        "{again}"
+    );
+    let nobody = Cluster::shared().url("no_such_role", db.name());
+    assert_eq!(asked(&node, &["migrate", "--url", &nobody]).0, 4);
+    assert_eq!(
+        asked(
+            &node,
+            &["migrate", "--url", "postgres://x@%2Fnonexistent/x"]
+        )
+        .0,
+        3
+    );
 }
