@@ -1006,6 +1006,13 @@ fn safe_directory(dir: &Path) -> Result<(), ReplicaError> {
     Ok(())
 }
 
+/// Whether a running daemon holds the replica in this directory.
+#[must_use]
+pub fn in_use(dir: &Path) -> bool {
+    let locked = |lock: File| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    File::open(dir.join("lock")).is_ok_and(locked)
+}
+
 /// Held for the life of the process; the kernel lets go of it however the process ends.
 fn lock_directory(dir: &Path) -> Result<File, ReplicaError> {
     let open = |source| ReplicaError::Open { path: dir.to_path_buf(), source };

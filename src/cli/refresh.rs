@@ -69,10 +69,18 @@ pub(super) fn run(settings: &SettingsArgs, args: &RefreshArgs) -> Result<Exit, C
     if args.json {
         output::print_body(&reply.body)?;
         let answer = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
-        return Ok(if reply.is_ok() && held(&answer) { Exit::No } else { reply.exit() });
+        return Ok(if reply.is_ok() && held(&answer) {
+            Exit::No
+        } else {
+            reply.exit()
+        });
     }
     let answer = lookup::yes(&client, &reply)?;
-    output::print(&if args.no_wait { "ordered\n".to_owned() } else { status::snapshot(&answer) })?;
+    output::print(&if args.no_wait {
+        "ordered\n".to_owned()
+    } else {
+        status::snapshot(&answer)
+    })?;
     if held(&answer) {
         return Err(CliError::Answer {
             message: "a loss is held back: Postgres no longer has rows that this node still answers with; \
@@ -97,13 +105,20 @@ mod tests {
 
     fn body(args: &[&str]) -> String {
         let args = std::iter::once("x").chain(args.iter().copied());
-        Wrapped::try_parse_from(args).unwrap().refresh.body().to_string()
+        Wrapped::try_parse_from(args)
+            .unwrap()
+            .refresh
+            .body()
+            .to_string()
     }
 
     #[test]
     fn the_flags_become_the_order_of_the_contract() {
         assert_eq!(body(&[]), r#"{"scope":"all","wait":true}"#);
-        assert_eq!(body(&["--tenant", "acme", "--no-wait"]), r#"{"tenant":"acme","wait":false}"#);
+        assert_eq!(
+            body(&["--tenant", "acme", "--no-wait"]),
+            r#"{"tenant":"acme","wait":false}"#
+        );
         assert_eq!(
             body(&["--number", "+1415", "--at-least", "77", "--accept-loss"]),
             r#"{"accept_loss":true,"at_least":"77","number":"+1415","wait":true}"#

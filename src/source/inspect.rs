@@ -13,18 +13,58 @@ pub const READS: [(Table, &[&str]); 7] = [
     (Table::Tenants, &["id", "name", "slug", "status"]),
     (
         Table::TenantSettings,
-        &["tenant_id", "model", "transcription_provider", "recording_enabled", "business_hours"],
+        &[
+            "tenant_id",
+            "model",
+            "transcription_provider",
+            "recording_enabled",
+            "business_hours",
+        ],
     ),
-    (Table::TenantCredentials, &["id", "tenant_id", "provider", "name", "data_ciphertext"]),
+    (
+        Table::TenantCredentials,
+        &["id", "tenant_id", "provider", "name", "data_ciphertext"],
+    ),
     (
         Table::TenantPhoneNumbers,
-        &["id", "tenant_id", "e164", "label", "default_language", "default_voice", "timezone", "active"],
+        &[
+            "id",
+            "tenant_id",
+            "e164",
+            "label",
+            "default_language",
+            "default_voice",
+            "timezone",
+            "active",
+        ],
     ),
-    (Table::Prompts, &["id", "tenant_id", "name", "scope", "active", "priority", "created_at"]),
-    (Table::PromptVersions, &["id", "prompt_id", "version", "content"]),
+    (
+        Table::Prompts,
+        &[
+            "id",
+            "tenant_id",
+            "name",
+            "scope",
+            "active",
+            "priority",
+            "created_at",
+        ],
+    ),
+    (
+        Table::PromptVersions,
+        &["id", "prompt_id", "version", "content"],
+    ),
     (
         Table::PromptBindings,
-        &["id", "prompt_id", "account_ref", "event_type", "phone_number_id", "conditions_json", "created_at"],
+        &[
+            "id",
+            "prompt_id",
+            "account_ref",
+            "event_type",
+            "phone_number_id",
+            "conditions_json",
+            "created_at",
+        ],
     ),
 ];
 
@@ -81,8 +121,14 @@ pub async fn connect(target: &Target) -> Result<PgConnection, SourceError> {
         Err(_) => Err(SourceError::Timeout(limit)),
         Ok(Ok(conn)) => Ok(conn),
         Ok(Err(err)) => Err(match err.as_database_error() {
-            Some(db) => SourceError::Rejected { place, what: db.message().to_owned() },
-            None => SourceError::Connect { place, what: explain(&chain(&err)) },
+            Some(db) => SourceError::Rejected {
+                place,
+                what: db.message().to_owned(),
+            },
+            None => SourceError::Connect {
+                place,
+                what: explain(&chain(&err)),
+            },
         }),
     }
 }
@@ -100,7 +146,10 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection, sqlx::Error>
         )
         .fetch_one(&mut *conn)
         .await?;
-    let (tables, columns) = READS.iter().flat_map(|(table, columns)| columns.iter().map(move |c| (table.as_str(), *c))).unzip::<_, _, Vec<_>, Vec<_>>();
+    let (tables, columns) = READS
+        .iter()
+        .flat_map(|(table, columns)| columns.iter().map(move |c| (table.as_str(), *c)))
+        .unzip::<_, _, Vec<_>, Vec<_>>();
     let found = sqlx::query_as::<_, (String, bool, bool)>(
         "select w.tab || '.' || w.col, a.attnum is not null,
                 coalesce(has_column_privilege(a.attrelid, a.attnum, 'select'), false)
@@ -113,7 +162,11 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection, sqlx::Error>
     .fetch_all(&mut *conn)
     .await?;
     let named = |wanted: fn(&(String, bool, bool)) -> bool| {
-        found.iter().filter(|row| wanted(row)).map(|(name, ..)| name.clone()).collect::<Vec<_>>()
+        found
+            .iter()
+            .filter(|row| wanted(row))
+            .map(|(name, ..)| name.clone())
+            .collect::<Vec<_>>()
     };
     let (reads_passwords, writable) = sqlx::query_as::<_, (bool, Vec<String>)>(
         "select exists (select from pg_attribute a
@@ -141,7 +194,9 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection, sqlx::Error>
 }
 
 async fn feed(conn: &mut PgConnection) -> Result<Option<Feed>, sqlx::Error> {
-    let there: bool = sqlx::query_scalar("select to_regnamespace('sidetone') is not null").fetch_one(&mut *conn).await?;
+    let there: bool = sqlx::query_scalar("select to_regnamespace('sidetone') is not null")
+        .fetch_one(&mut *conn)
+        .await?;
     if !there {
         return Ok(None);
     }
@@ -161,15 +216,29 @@ async fn feed(conn: &mut PgConnection) -> Result<Option<Feed>, sqlx::Error> {
     )
     .fetch_all(&mut *conn)
     .await?;
-    let forbidden: Vec<String> = rights.into_iter().filter(|(_, allowed)| !allowed).map(|(name, _)| name).collect();
-    let may = |name: &str| !forbidden.iter().any(|no| no == name || no == "schema sidetone");
+    let forbidden: Vec<String> = rights
+        .into_iter()
+        .filter(|(_, allowed)| !allowed)
+        .map(|(name, _)| name)
+        .collect();
+    let may = |name: &str| {
+        !forbidden
+            .iter()
+            .any(|no| no == name || no == "schema sidetone")
+    };
     let meta: Option<(i32, bool)> = if may("sidetone.meta") {
-        sqlx::query_as("select schema_version, doorbell from sidetone.meta").fetch_optional(&mut *conn).await?
+        sqlx::query_as("select schema_version, doorbell from sidetone.meta")
+            .fetch_optional(&mut *conn)
+            .await?
     } else {
         None
     };
     let armed = if may("sidetone.armed()") {
-        Some(sqlx::query_scalar("select sidetone.armed()").fetch_one(&mut *conn).await?)
+        Some(
+            sqlx::query_scalar("select sidetone.armed()")
+                .fetch_one(&mut *conn)
+                .await?,
+        )
     } else {
         None
     };

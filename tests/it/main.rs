@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+mod cli;
 mod cluster;
 mod schema;
 mod faults;
