@@ -121,6 +121,8 @@ enum FeedError {
     Deaf,
     #[error("the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss")]
     OtherDatabase,
+    #[error("the server went from standby to primary; connecting anew")]
+    Promoted,
     #[error("a server that takes writes is back; leaving the standby")]
     PrimaryIsBack,
     #[error("the writer of the replica panicked")]
@@ -383,6 +385,9 @@ impl Feed {
         let asked = self.ask(link, state).await?;
         let start = start_of(state.cursor.as_ref());
         let pulled = self.in_time(link.rows().pull(&start, KEYS_PER_PULL)).await?;
+        if pulled.header.identity.recovery != link.rows().recovery {
+            return Err(FeedError::Promoted);
+        }
         let applied = self.digest_pull(link, state, pulled, asked).await?;
         self.metrics.pulls.inc(cause);
         self.metrics.pull_duration.observe(cause, began.elapsed().as_secs_f64());
