@@ -32,7 +32,7 @@ pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Repl
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
         "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" if !read => {
-            not_allowed("GET, HEAD")
+            not_allowed("GET, HEAD", Form::Json)
         }
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
@@ -41,12 +41,12 @@ pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Repl
         "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload"
             if asked.method != Method::POST =>
         {
-            not_allowed("POST")
+            not_allowed("POST", Form::Json)
         }
         "/v1/admin/refresh" => refresh(app, dialling, &asked).await,
         "/v1/admin/verify" => verify(app).await,
         "/v1/admin/keys/reload" => reload_keys(app).await,
-        "/v1/admin/log" if asked.method != Method::PUT => not_allowed("PUT"),
+        "/v1/admin/log" if asked.method != Method::PUT => not_allowed("PUT", Form::Json),
         "/v1/admin/log" => set_log(app, &asked),
         _ => Fail::new(Outcome::NoSuchRoute, "no such route").reply(Form::Json),
     }

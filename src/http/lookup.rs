@@ -142,7 +142,11 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
         } else {
             "GET, HEAD"
         };
-        return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed));
+        let form = match target {
+            Target::Question(wants) => wants.form(&asked.query),
+            Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+        };
+        return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
     match target {
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),

@@ -221,12 +221,12 @@ fn internal() -> Reply {
 }
 
 /// A method that the route has not.
-pub(super) fn not_allowed(allowed: &str) -> Reply {
+pub(super) fn not_allowed(allowed: &str, form: Form) -> Reply {
     Fail::new(
         Outcome::MethodNotAllowed,
         format!("this route takes {allowed}"),
     )
-    .reply(Form::Json)
+    .reply(form)
     .with(header::ALLOW, allowed)
 }
 

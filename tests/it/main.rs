@@ -8,12 +8,16 @@
     reason = "a test fails by panicking"
 )]
 
+mod access;
+mod answers;
 mod cli;
 mod cluster;
-mod schema;
+mod desk;
 mod faults;
 mod feed;
 mod history;
 mod node;
 mod proxy;
+mod rows;
+mod schema;
 mod worlds;

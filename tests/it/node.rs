@@ -341,7 +341,8 @@ pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin), head_only:
             None if status == 304 => 0,
             None => panic!("no Content-Length: {head}"),
         };
-        let mut body = vec![0; if head_only { 0 } else { length }];
+        // A 304 tells the length of the body that it stands for.
+        let mut body = vec![0; if head_only || status == 304 { 0 } else { length }];
         stream.read_exact(&mut body).await?;
         Ok(Reply { status, headers, body: String::from_utf8(body).unwrap() })
     };
