@@ -13,6 +13,7 @@ mod answers;
 mod cli;
 mod cluster;
 mod desk;
+mod docs;
 mod faults;
 mod feed;
 mod history;
