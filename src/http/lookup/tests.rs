@@ -615,6 +615,14 @@ async fn only_the_providers_of_the_rule_are_given() {
         .get(&root(), "/v1/credentials?to=+14155550100")
         .await
         .json();
+    let one = node()
+        .get(&root(), "/v1/credentials?to=+14155550100&provider=other")
+        .await;
+    assert_eq!(
+        one.json()["credentials"],
+        serde_json::json!({}),
+        "only the one asked for"
+    );
     let known: Vec<String> = all["credentials"]
         .as_object()
         .unwrap()
