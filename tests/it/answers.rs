@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::cluster::{Cluster, Options};
+use crate::cluster::Cluster;
 use crate::desk::{Desk, MONDAY, SUNDAY, encoded, masked, names, shared_node};
 use crate::node::{ACME, Node, Reply, SECRET, exchange, read_reply, until};
 
@@ -653,11 +653,15 @@ async fn raw(node: &Node, request: &str) -> Reply {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_copy_an_unreachable_postgres_is_not_ready_and_a_busy_one_overloaded() {
-    let cluster = Cluster::own(Options::default());
-    let db = cluster.database().await;
+    let db = Cluster::shared().database().await;
     db.load_example().await;
-    let lock = db.session().await;
-    lock.sql("begin; lock table public.tenants in access exclusive mode").await;
+    // Whoever reads a number waits until this session lets go.
+    db.sql(
+        "select pg_advisory_lock(77);
+         create policy wait on public.tenant_phone_numbers for select using (pg_advisory_xact_lock_shared(77) is not null);
+         alter table public.tenant_phone_numbers enable row level security",
+    )
+    .await;
     let mut node = Node::prepare(&db.url(), "");
     node.start();
     node.answering().await;
@@ -676,7 +680,7 @@ async fn without_a_copy_an_unreachable_postgres_is_not_ready_and_a_busy_one_over
         assert_eq!(reply.headers.get("retry-after").map(String::as_str), Some("1"), "{reply:?}");
         well_formed(reply, "application/json");
     }
-    lock.sql("rollback").await;
+    db.sql("select pg_advisory_unlock(77)").await;
     node.until("/v1/lookup?to=%2B14155550100", |reply| reply.status == 200).await;
 
     let mut node = Node::prepare("postgres://sidetone@127.0.0.1:1/none?sslmode=disable", "");

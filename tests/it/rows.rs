@@ -7,7 +7,7 @@ use crate::desk::{Desk, MONDAY};
 use crate::node::{Node, until};
 
 /// Small enough to go over.
-const LIMITS: &str = "limits.prompt_bytes = '100 B'\nlimits.credential_bytes = '600 B'\nlimits.rows_per_tenant = 5";
+const LIMITS: &str = "limits.prompt_bytes = '100 B'\nlimits.credential_bytes = '600 B'\nlimits.rows_per_tenant = 5\nfeed.hold_if_lost_percent = 100";
 
 /// A node with small limits, and two tenants: one to spoil and one to leave alone.
 struct Scene {
