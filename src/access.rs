@@ -55,7 +55,10 @@ impl Names {
     /// Reads `/etc/passwd` and `/etc/group`. A file that cannot be read holds no name.
     #[must_use]
     pub fn of_host() -> Self {
-        Self { users: ids(&read(Path::new("/etc/passwd"))), groups: ids(&read(Path::new("/etc/group"))) }
+        Self {
+            users: ids(&read(Path::new("/etc/passwd"))),
+            groups: ids(&read(Path::new("/etc/group"))),
+        }
     }
 
     /// The id of a user, given by name or number.
@@ -73,9 +76,9 @@ impl Names {
 
 fn read(path: &Path) -> String {
     match std::fs::metadata(path) {
-        Ok(file) if file.len() <= MOST_FILE_BYTES => {
-            std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-        }
+        Ok(file) if file.len() <= MOST_FILE_BYTES => std::fs::read(path)
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .unwrap_or_default(),
         _ => String::new(),
     }
 }
@@ -112,11 +115,19 @@ impl Rule {
     fn covers(&self, tenant: &Tenant) -> bool {
         self.tenants.is_empty()
             || self.tenants.contains(&tenant.slug)
-            || self.tenants.iter().any(|given| given.parse() == Ok(tenant.id))
+            || self
+                .tenants
+                .iter()
+                .any(|given| given.parse() == Ok(tenant.id))
     }
 
     fn everything(who: Who, allow: &[Right]) -> Self {
-        Self { who, allow: allow.iter().copied().collect(), tenants: BTreeSet::new(), providers: BTreeSet::new() }
+        Self {
+            who,
+            allow: allow.iter().copied().collect(),
+            tenants: BTreeSet::new(),
+            providers: BTreeSet::new(),
+        }
     }
 }
 
@@ -132,12 +143,24 @@ impl Access {
     ///
     /// # Errors
     /// Every user and group that does not exist on this host.
-    pub fn new(rules: &[AccessRule], names: &Names, daemon: u32, socket_group: Option<u32>) -> Result<Self, Vec<Problem>> {
+    pub fn new(
+        rules: &[AccessRule],
+        names: &Names,
+        daemon: u32,
+        socket_group: Option<u32>,
+    ) -> Result<Self, Vec<Problem>> {
         if rules.is_empty() {
             let all = [Right::Config, Right::Credentials];
-            let mut rules = vec![Rule::everything(Who::User(0), &all), Rule::everything(Who::User(daemon), &all)];
-            rules.extend(socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])));
-            return Ok(Self { rules: rules.into_iter().map(Arc::new).collect() });
+            let mut rules = vec![
+                Rule::everything(Who::User(0), &all),
+                Rule::everything(Who::User(daemon), &all),
+            ];
+            rules.extend(
+                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
+            );
+            return Ok(Self {
+                rules: rules.into_iter().map(Arc::new).collect(),
+            });
         }
         let mut known = Vec::with_capacity(rules.len());
         let mut problems = Vec::new();
@@ -150,24 +173,37 @@ impl Access {
                     providers: rule.providers.iter().cloned().collect(),
                 })),
                 Err(what) => {
-                    problems.push(Problem { place: String::new(), key: format!("access.{index}"), what });
+                    problems.push(Problem {
+                        place: String::new(),
+                        key: format!("access.{index}"),
+                        what,
+                    });
                 }
             }
         }
-        if problems.is_empty() { Ok(Self { rules: known }) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Self { rules: known })
+        } else {
+            Err(problems)
+        }
     }
 
     /// Whether any rule is about a group: only then the supplementary groups of a caller matter.
     #[must_use]
     pub fn asks_for_groups(&self) -> bool {
-        self.rules.iter().any(|rule| matches!(rule.who, Who::Group(_)))
+        self.rules
+            .iter()
+            .any(|rule| matches!(rule.who, Who::Group(_)))
     }
 
     /// What a caller may ask. Worked out once per connection.
     #[must_use]
     pub fn rights(&self, caller: &Caller) -> Rights {
         match caller {
-            Caller::Tcp => Rights { tcp: true, rules: Vec::new() },
+            Caller::Tcp => Rights {
+                tcp: true,
+                rules: Vec::new(),
+            },
             Caller::Unix(peer) => Rights {
                 tcp: false,
                 rules: self
@@ -222,20 +258,32 @@ impl Rights {
     /// Whether the caller may ask everything but credentials of a tenant.
     #[must_use]
     pub fn config(&self, tenant: &Tenant) -> bool {
-        self.tcp || self.rules.iter().any(|rule| rule.allow.contains(&Right::Config) && rule.covers(tenant))
+        self.tcp
+            || self
+                .rules
+                .iter()
+                .any(|rule| rule.allow.contains(&Right::Config) && rule.covers(tenant))
     }
 
     /// Which credentials of a tenant the caller may have.
     #[must_use]
     pub fn credentials(&self, tenant: &Tenant) -> Providers {
         let mut some = BTreeSet::new();
-        for rule in self.rules.iter().filter(|rule| rule.allow.contains(&Right::Credentials) && rule.covers(tenant)) {
+        for rule in self
+            .rules
+            .iter()
+            .filter(|rule| rule.allow.contains(&Right::Credentials) && rule.covers(tenant))
+        {
             if rule.providers.is_empty() {
                 return Providers::All;
             }
             some.extend(rule.providers.iter().cloned());
         }
-        if some.is_empty() { Providers::None } else { Providers::Some(some) }
+        if some.is_empty() {
+            Providers::None
+        } else {
+            Providers::Some(some)
+        }
     }
 }
 
@@ -270,11 +318,22 @@ impl Providers {
 pub fn groups_in_status(status: &str, uid: u32, gid: u32) -> Option<Vec<u32>> {
     let line = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
     // Real, effective, saved, file system: the kernel's word about a peer is the effective one.
-    let effective = |name: &str| line(name)?.split_ascii_whitespace().nth(1)?.parse::<u32>().ok();
+    let effective = |name: &str| {
+        line(name)?
+            .split_ascii_whitespace()
+            .nth(1)?
+            .parse::<u32>()
+            .ok()
+    };
     if effective("Uid:")? != uid || effective("Gid:")? != gid {
         return None;
     }
-    Some(line("Groups:")?.split_ascii_whitespace().filter_map(|gid| gid.parse().ok()).collect())
+    Some(
+        line("Groups:")?
+            .split_ascii_whitespace()
+            .filter_map(|gid| gid.parse().ok())
+            .collect(),
+    )
 }
 
 #[cfg(test)]
@@ -284,7 +343,12 @@ mod tests {
     const ACME: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
 
     fn tenant(id: &str, slug: &str) -> Tenant {
-        Tenant { id: id.parse().unwrap(), name: "n".into(), slug: slug.into(), status: "active".into() }
+        Tenant {
+            id: id.parse().unwrap(),
+            name: "n".into(),
+            slug: slug.into(),
+            status: "active".into(),
+        }
     }
 
     fn acme() -> Tenant {
@@ -297,13 +361,20 @@ mod tests {
 
     fn names() -> Names {
         Names {
-            users: ids("root:x:0:0:root:/root:/bin/sh\nasterisk:x:110:115::/:/bin/false\n\nbroken\n"),
+            users: ids(
+                "root:x:0:0:root:/root:/bin/sh\nasterisk:x:110:115::/:/bin/false\n\nbroken\n",
+            ),
             groups: ids("root:x:0:\ntelephony:x:200:alice,bob\n"),
         }
     }
 
     fn unix(uid: u32, gid: u32, groups: &[u32]) -> Caller {
-        Caller::Unix(Peer { uid, gid, groups: groups.to_vec(), pid: Some(1) })
+        Caller::Unix(Peer {
+            uid,
+            gid,
+            groups: groups.to_vec(),
+            pid: Some(1),
+        })
     }
 
     fn defaults() -> Access {
@@ -315,14 +386,23 @@ mod tests {
     }
 
     fn access(rules: &[serde_json::Value]) -> Access {
-        Access::new(&rules.iter().cloned().map(rule).collect::<Vec<_>>(), &names(), 500, Some(600)).unwrap()
+        Access::new(
+            &rules.iter().cloned().map(rule).collect::<Vec<_>>(),
+            &names(),
+            500,
+            Some(600),
+        )
+        .unwrap()
     }
 
     #[test]
     fn without_rules_root_and_the_daemons_user_may_everything() {
         for uid in [0, 500] {
             let rights = defaults().rights(&unix(uid, 7, &[]));
-            assert!(rights.config(&acme()) && rights.credentials(&acme()) == Providers::All, "uid {uid}");
+            assert!(
+                rights.config(&acme()) && rights.credentials(&acme()) == Providers::All,
+                "uid {uid}"
+            );
         }
     }
 
@@ -353,10 +433,18 @@ mod tests {
     #[test]
     fn a_tenant_is_named_by_slug_or_id_and_no_other_is_covered() {
         for name in ["acme", ACME, &ACME.to_uppercase()] {
-            let access = access(&[serde_json::json!({"user": "110", "allow": ["config", "credentials"], "tenants": [name]})]);
+            let access = access(&[
+                serde_json::json!({"user": "110", "allow": ["config", "credentials"], "tenants": [name]}),
+            ]);
             let rights = access.rights(&unix(110, 1, &[]));
-            assert!(rights.config(&acme()) && rights.credentials(&acme()).has("openai"), "{name}");
-            assert!(!rights.config(&other()) && !rights.credentials(&other()).has("openai"), "{name}");
+            assert!(
+                rights.config(&acme()) && rights.credentials(&acme()).has("openai"),
+                "{name}"
+            );
+            assert!(
+                !rights.config(&other()) && !rights.credentials(&other()).has("openai"),
+                "{name}"
+            );
             assert!(rights.anywhere(Right::Config));
         }
     }
@@ -370,9 +458,17 @@ mod tests {
         ]);
         let rights = access.rights(&unix(110, 1, &[200]));
         assert!(rights.config(&acme()) && !rights.config(&other()));
-        assert!(rights.credentials(&acme()).has("openai") && !rights.credentials(&acme()).has("google"));
-        assert!(rights.credentials(&other()).has("openai") && rights.credentials(&other()).has("google"));
-        assert_eq!(access.rights(&unix(110, 1, &[])).credentials(&acme()), Providers::None);
+        assert!(
+            rights.credentials(&acme()).has("openai") && !rights.credentials(&acme()).has("google")
+        );
+        assert!(
+            rights.credentials(&other()).has("openai")
+                && rights.credentials(&other()).has("google")
+        );
+        assert_eq!(
+            access.rights(&unix(110, 1, &[])).credentials(&acme()),
+            Providers::None
+        );
     }
 
     #[test]
@@ -393,10 +489,20 @@ mod tests {
             rule(serde_json::json!({"user": "asterisk", "allow": ["config"]})),
             rule(serde_json::json!({"group": "asterisk", "allow": ["config"]})),
         ];
-        let told: Vec<String> = Access::new(&rules, &names(), 1, None).unwrap_err().iter().map(ToString::to_string).collect();
+        let told: Vec<String> = Access::new(&rules, &names(), 1, None)
+            .unwrap_err()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(told.len(), 2, "{told:?}");
-        assert!(told[0].starts_with("access.0: no user \"nobody-here\" in /etc/passwd"), "{told:?}");
-        assert!(told[1].starts_with("access.2: no group \"asterisk\" in /etc/group"), "{told:?}");
+        assert!(
+            told[0].starts_with("access.0: no user \"nobody-here\" in /etc/passwd"),
+            "{told:?}"
+        );
+        assert!(
+            told[1].starts_with("access.2: no group \"asterisk\" in /etc/group"),
+            "{told:?}"
+        );
     }
 
     #[test]
@@ -405,7 +511,10 @@ mod tests {
         assert_eq!(groups_in_status(status, 110, 115), Some(vec![4, 200]));
         assert_eq!(groups_in_status(status, 5, 115), None);
         assert_eq!(groups_in_status(status, 110, 5), None);
-        assert_eq!(groups_in_status("Uid:\t1 1\nGid: 1 1\nGroups:\t\n", 1, 1), Some(vec![]));
+        assert_eq!(
+            groups_in_status("Uid:\t1 1\nGid: 1 1\nGroups:\t\n", 1, 1),
+            Some(vec![])
+        );
         assert_eq!(groups_in_status("", 0, 0), None);
     }
 }

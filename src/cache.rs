@@ -180,7 +180,7 @@ impl Cache {
     /// Keeps a number built from rows that were read after its generation was taken.
     pub fn keep_number(&self, number: &E164, profile: &Arc<NumberProfile>, generation: Generation) {
         if generation.is_settled() {
-            self.numbers.insert(number.clone(), NumberEntry { profile: Arc::clone(profile), generation });
+            self.numbers.insert(*number, NumberEntry { profile: Arc::clone(profile), generation });
         }
     }
 

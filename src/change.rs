@@ -4,7 +4,7 @@
 //! What one snapshot does not see and the next one does is exactly what committed between them
 //! (Postgres manual, "Transaction ID and Snapshot Information Functions").
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -133,8 +133,6 @@ pub struct Header {
     pub future: bool,
     /// `pg_notification_queue_usage()`, 0 to 1.
     pub queue_usage: f64,
-    /// How far a standby may lag; zero on a primary, `None` where a standby cannot tell.
-    pub lag_ms: Option<u64>,
 }
 
 fn from_text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -312,6 +310,29 @@ pub fn read_from(cursor: Option<&Cursor>) -> Start {
     }
 }
 
+/// Positions that the primary's write-ahead log had reached, and when that was asked: what a standby's replay proves.
+#[derive(Debug, Clone, Default)]
+pub struct Written(VecDeque<(Duration, u64)>);
+
+impl Written {
+    /// More are never needed: one is taken before each pull.
+    const MOST: usize = 64;
+
+    /// The primary had written so far; asked at this time since boot.
+    pub fn push(&mut self, asked: Duration, wal: u64) {
+        if self.0.len() >= Self::MOST {
+            self.0.pop_front();
+        }
+        self.0.push_back((asked, wal));
+    }
+
+    /// Up to which time everything is replayed; `None` where nothing is proved.
+    #[must_use]
+    pub fn proved_by(&self, replayed: u64) -> Option<Duration> {
+        self.0.iter().rev().find(|(_, wal)| *wal <= replayed).map(|(asked, _)| *asked)
+    }
+}
+
 /// Whether a loss is too large to be believed: more than `percent` of what was there.
 #[must_use]
 pub fn holds_loss(lost: u64, of: u64, percent: u8) -> bool {
@@ -320,6 +341,7 @@ pub fn holds_loss(lost: u64, of: u64, percent: u8) -> bool {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests may do sums")]
 mod tests {
     use proptest::prelude::*;
 
@@ -351,7 +373,6 @@ mod tests {
             floor: 0,
             future: false,
             queue_usage: 0.0,
-            lag_ms: Some(0),
         }
     }
 
@@ -487,6 +508,18 @@ mod tests {
                 also: vec![]
             }
         );
+    }
+
+    #[test]
+    fn a_standby_proves_the_newest_position_it_has_replayed() {
+        let mut written = Written::default();
+        assert_eq!(written.proved_by(9), None);
+        for second in 1..=100 {
+            written.push(Duration::from_secs(second), second * 10);
+        }
+        assert_eq!(written.proved_by(1000), Some(Duration::from_secs(100)));
+        assert_eq!(written.proved_by(999), Some(Duration::from_secs(99)));
+        assert_eq!(written.proved_by(100), None);
     }
 
     #[test]

@@ -48,7 +48,13 @@ pub struct Args {
 #[derive(Debug, clap::Args)]
 pub struct SettingsArgs {
     /// Settings file [default: /etc/sidetone/sidetone.toml]
-    #[arg(long, global = true, env = "SIDETONE_CONFIG", value_name = "FILE", help_heading = "Settings")]
+    #[arg(
+        long,
+        global = true,
+        env = "SIDETONE_CONFIG",
+        value_name = "FILE",
+        help_heading = "Settings"
+    )]
     pub config: Option<PathBuf>,
     /// A setting over file and environment, such as log.filter=debug
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value, help_heading = "Settings")]
@@ -134,9 +140,18 @@ pub const EXIT_CODES: [(Exit, &str); 5] = [
         "the answer is no: number unknown or inactive, tenant suspended, `check` found a problem, `verify` found \
          differences, or the command could not do what it was asked to",
     ),
-    (Exit::Usage, "wrong usage: arguments, settings, a number that is none"),
-    (Exit::Unreachable, "cannot reach the daemon or Postgres, or the node cannot answer yet"),
-    (Exit::Refused, "not allowed: by the socket's permissions, the access rules, or Postgres"),
+    (
+        Exit::Usage,
+        "wrong usage: arguments, settings, a number that is none",
+    ),
+    (
+        Exit::Unreachable,
+        "cannot reach the daemon or Postgres, or the node cannot answer yet",
+    ),
+    (
+        Exit::Refused,
+        "not allowed: by the socket's permissions, the access rules, or Postgres",
+    ),
 ];
 
 impl From<Exit> for ExitCode {
@@ -198,7 +213,11 @@ impl CliError {
         exit: Exit,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self::Below { what: what.into(), exit, source: source.into() }
+        Self::Below {
+            what: what.into(),
+            exit,
+            source: source.into(),
+        }
     }
 
     /// How the program ends on it.
@@ -278,7 +297,10 @@ pub(crate) fn runtime(threads: Option<usize>) -> Result<tokio::runtime::Runtime,
     if let Some(threads) = threads {
         builder.worker_threads(threads);
     }
-    builder.enable_all().build().map_err(|source| CliError::Io { what: "cannot start the runtime".into(), source })
+    builder.enable_all().build().map_err(|source| CliError::Io {
+        what: "cannot start the runtime".into(),
+        source,
+    })
 }
 
 /// A runtime for one command; the daemon has its own.
@@ -286,7 +308,10 @@ pub(crate) fn block_on<F: Future>(future: F) -> Result<F::Output, CliError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| CliError::Io { what: "cannot start the runtime".into(), source })?;
+        .map_err(|source| CliError::Io {
+            what: "cannot start the runtime".into(),
+            source,
+        })?;
     Ok(runtime.block_on(future))
 }
 

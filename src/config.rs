@@ -120,6 +120,7 @@ section! {
     /// Resolved configuration per number, in memory.
     CacheConfig {
         /// Most memory the cached profiles may take.
+        #[serde(with = "size")]
         max_bytes: ByteSize = ByteSize::mib(256),
     }
 }
@@ -157,6 +158,7 @@ section! {
         #[serde(with = "humantime_serde")]
         drain_timeout: Duration = Duration::from_secs(5),
         /// Largest body of a request.
+        #[serde(with = "size")]
         max_body: ByteSize = ByteSize::kib(64),
     }
 }
@@ -214,10 +216,13 @@ section! {
     /// Limits on rows; a row over its limit is quarantined, nothing else is touched.
     LimitsConfig {
         /// Largest content of one prompt version, at most 1 MiB.
+        #[serde(with = "size")]
         prompt_bytes: ByteSize = ByteSize::kib(256),
         /// Largest joined prompt stack of one answer; prompts that no longer fit are left out, last in stack first.
+        #[serde(with = "size")]
         stack_bytes: ByteSize = ByteSize::mib(1),
         /// Largest sealed credential, at most 64 KiB.
+        #[serde(with = "size")]
         credential_bytes: ByteSize = ByteSize::kib(16),
         /// Most prompts of a tenant, credentials of a tenant and bindings of a prompt, each. At most 10000.
         rows_per_tenant: u32 = 1000,
@@ -273,6 +278,26 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[log]`
     pub log: LogConfig,
+}
+
+/// Sizes as they are written in the file: `"256MiB"`, without a fraction where there is none.
+mod size {
+    use bytesize::ByteSize;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
+        let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+        let bytes = size.as_u64();
+        let exact = |(unit, name): (u64, &str)| {
+            let whole = bytes.checked_div(unit).filter(|whole| *whole > 0)?;
+            (whole.checked_mul(unit) == Some(bytes)).then(|| format!("{whole}{name}"))
+        };
+        to.serialize_str(&units.into_iter().find_map(exact).unwrap_or_else(|| format!("{bytes}B")))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
+        ByteSize::deserialize(from)
+    }
 }
 
 /// A file mode, written in octal as a string: `"0660"`.
@@ -727,7 +752,7 @@ pub fn default_file() -> String {
     let mut text = String::from(
         "# Settings of sidetone, each at its default. Keys that are left out keep it; unknown keys are refused.\n\
          # The environment goes over this file: SIDETONE_POSTGRES__URL_FILE=/run/secrets/url\n\
-         # Durations are written \"5s\", sizes \"256 MiB\". Secrets are read only from files.\n",
+         # Durations are written \"5s\", sizes \"256MiB\". Secrets are read only from files.\n",
     );
     for (section, about, _) in SECTIONS {
         text.push_str(&format!("\n[{section}]\n"));

@@ -76,8 +76,11 @@ pub async fn run(
         return Err(DaemonError::RawKey(id.clone()));
     }
     let target = Target::new(&config.postgres, &node)?;
-    if !target.encrypted && !target.local {
-        tracing::warn!(postgres = %target.place, "the connection to Postgres is not encrypted");
+    let read_target = Target::to_read_from(&config.postgres, &node)?;
+    for target in [Some(&target), read_target.as_ref()].into_iter().flatten() {
+        if !target.encrypted && !target.local {
+            tracing::warn!(postgres = %target.place, "the connection to Postgres is not encrypted");
+        }
     }
     let metrics = Arc::new(Metrics::new()?);
     let health = Arc::new(Health::new(config.feed.stale_after, config.feed.refuse_credentials_after, SCHEMA_VERSION));
@@ -119,6 +122,7 @@ pub async fn run(
     let doors = http::bind(&config)?;
     let feed = Feed {
         target,
+        read_target,
         held,
         config: config.feed.clone(),
         engine: Arc::clone(&engine),

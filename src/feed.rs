@@ -16,7 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::change::{self, Changed, Cursor, Header, KEYS_PER_PULL, Key, Step, Why};
+use crate::change::{self, Changed, Cursor, Header, KEYS_PER_PULL, Key, Step, Why, Written};
 use crate::config::FeedConfig;
 use crate::engine::Engine;
 use crate::health::{FeedState, Health, Held, LastError, since_boot};
@@ -58,6 +58,8 @@ const SPREAD_MOST: Duration = Duration::from_secs(60);
 pub struct Feed {
     /// Where Postgres is.
     pub target: Target,
+    /// The standby that rows are read from; `None`: the same.
+    pub read_target: Option<Target>,
     /// Slugs and ids of the tenants held; `None` for all.
     pub held: Option<Vec<String>>,
     /// `[feed]`
@@ -70,6 +72,40 @@ pub struct Feed {
     pub metrics: Arc<Metrics>,
     /// Orders of operators.
     pub orders: mpsc::Receiver<Order>,
+}
+
+/// The connections of one node: one, or with `postgres.read_url` two.
+struct Link {
+    /// To the server that takes writes, where one is left: doorbells come from here.
+    bell: Session,
+    /// To the standby of `postgres.read_url`.
+    reader: Option<Session>,
+}
+
+impl Link {
+    /// Where rows are read.
+    fn rows(&self) -> &Session {
+        self.reader.as_ref().unwrap_or(&self.bell)
+    }
+
+    async fn ended(&self) {
+        match &self.reader {
+            None => self.bell.ended().await,
+            Some(reader) => tokio::select! {
+                () = self.bell.ended() => {}
+                () = reader.ended() => {}
+            },
+        }
+    }
+}
+
+/// A reading of rows.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    /// When it was sent, since boot.
+    at: Duration,
+    /// Up to when it proves level, once applied.
+    proves: Option<Duration>,
 }
 
 /// Why a session ended.
@@ -85,6 +121,8 @@ enum FeedError {
     Deaf,
     #[error("the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss")]
     OtherDatabase,
+    #[error("the server went from standby to primary; connecting anew")]
+    Promoted,
     #[error("a server that takes writes is back; leaving the standby")]
     PrimaryIsBack,
     #[error("the writer of the replica panicked")]
@@ -117,6 +155,8 @@ struct State {
     killed_in_a_row: u32,
     deaf_until: Option<Instant>,
     waiting: VecDeque<Order>,
+    /// What a standby's replay proves.
+    written: Written,
 }
 
 impl State {
@@ -139,6 +179,7 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         killed_in_a_row: 0,
         deaf_until: None,
         waiting: VecDeque::new(),
+        written: Written::default(),
     };
     let mut backoff = BACKOFF_FIRST;
     let feed = &mut feed;
@@ -200,7 +241,12 @@ impl Feed {
             feed.server_version = Some(session.server_version.clone());
         });
         self.metrics.feed_listening.set(i64::from(listening));
-        let ended = self.follow(&session, listening, state).await;
+        let reader = match &self.read_target {
+            Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
+            None => None,
+        };
+        let link = Link { bell: session, reader };
+        let ended = self.follow(&link, listening, state).await;
         self.health.update_feed(|feed| feed.listening = false);
         self.metrics.feed_listening.set(0);
         state.killed_in_a_row = match &ended {
@@ -233,33 +279,33 @@ impl Feed {
     }
 
     /// Pulls at every doorbell, heartbeat and order until the connection ends.
-    async fn follow(&mut self, session: &Session, listening: bool, state: &mut State) -> Result<(), FeedError> {
-        let doorbell = session.doorbell();
+    async fn follow(&mut self, link: &Link, listening: bool, state: &mut State) -> Result<(), FeedError> {
+        let doorbell = link.bell.doorbell();
         let mut heartbeat = interval(self.config.heartbeat_every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listen_check = interval(LISTEN_CHECK);
         let mut prune = tokio::time::interval_at(after(Instant::now(), jitter(PRUNE_EVERY, PRUNE_EVERY)), PRUNE_EVERY);
         let mut again: Option<(Instant, Duration, u64, Instant)> = None;
         state.accept |= state.waiting.iter().any(|order| matches!(order, Order::Refresh(refresh, _) if refresh.accept_loss));
-        self.pull(session, state, PullCause::Connect).await?;
+        self.pull(link, state, PullCause::Connect).await?;
         if state.held() {
             state.compare_at = state.compare_at.min(after(Instant::now(), DISTRUST_EVERY));
         }
         heartbeat.reset();
         loop {
             if let Some(order) = state.waiting.pop_front() {
-                self.carry_out(session, state, order).await?;
+                self.carry_out(link, state, order).await?;
                 continue;
             }
             let next_try = again.map(|(at, ..)| at);
             tokio::select! {
                 biased;
-                () = session.ended() => return Err(FeedError::Ended),
+                () = link.ended() => return Err(FeedError::Ended),
                 () = doorbell.rung() => {
                     self.metrics.doorbells.inc_by(doorbell.take_count());
                     self.spread(self.config.spread).await;
                     let began = Instant::now();
-                    self.pull(session, state, PullCause::Doorbell).await?;
+                    self.pull(link, state, PullCause::Doorbell).await?;
                     again = self.not_seen_yet(&doorbell, state, JOIN, after(began, DOORBELL_DEADLINE));
                     heartbeat.reset();
                     // The next pull of a burst brings everything that rings meanwhile.
@@ -267,7 +313,7 @@ impl Feed {
                 }
                 () = wait_until(next_try) => {
                     let Some((_, pause, xid, deadline)) = again.take() else { continue };
-                    self.pull(session, state, PullCause::Doorbell).await?;
+                    self.pull(link, state, PullCause::Doorbell).await?;
                     if Instant::now() < deadline {
                         again = self.not_seen_yet(&doorbell, state, pause.saturating_mul(2), deadline);
                     } else {
@@ -277,22 +323,22 @@ impl Feed {
                 }
                 Some(order) = self.orders.recv() => state.waiting.push_back(order),
                 _ = heartbeat.tick() => {
-                    self.pull(session, state, PullCause::Heartbeat).await?;
+                    self.pull(link, state, PullCause::Heartbeat).await?;
                 }
                 () = sleep_until(state.compare_at) => {
-                    self.compare(session, state, None).await?;
+                    self.compare(link, state, None).await?;
                 }
-                _ = listen_check.tick(), if listening || session.recovery => {
-                    if session.recovery {
+                _ = listen_check.tick(), if listening || link.bell.recovery => {
+                    if link.bell.recovery {
                         if Session::open(&self.target, Role::Writable, None).await.is_ok() {
                             return Err(FeedError::PrimaryIsBack);
                         }
-                    } else if !self.in_time(session.still_listens()).await? {
+                    } else if !self.in_time(link.bell.still_listens()).await? {
                         return Err(FeedError::Deaf);
                     }
                 }
-                _ = prune.tick(), if !session.recovery => {
-                    match session.prune().await {
+                _ = prune.tick(), if !link.bell.recovery => {
+                    match link.bell.prune().await {
                         Ok(rows) => tracing::debug!(rows, "pruned the change log"),
                         Err(SourceError::Statement { what, .. }) => tracing::warn!(error = %what, "the change log cannot be pruned"),
                         Err(err) => return Err(err.into()),
@@ -332,17 +378,41 @@ impl Feed {
     }
 
     /// One pull and what follows from it.
-    async fn pull(&mut self, session: &Session, state: &mut State, cause: PullCause) -> Result<Applied, FeedError> {
+    async fn pull(&mut self, link: &Link, state: &mut State, cause: PullCause) -> Result<Applied, FeedError> {
         self.health.enter(FeedState::Pulling);
         self.tell_pull_started();
-        let (sent, began) = (since_boot(), Instant::now());
+        let began = Instant::now();
+        let asked = self.ask(link, state).await?;
         let start = start_of(state.cursor.as_ref());
-        let pulled = self.in_time(session.pull(&start, KEYS_PER_PULL)).await?;
-        let applied = self.digest_pull(session, state, pulled, sent).await?;
+        let pulled = self.in_time(link.rows().pull(&start, KEYS_PER_PULL)).await?;
+        if pulled.header.identity.recovery != link.rows().recovery {
+            return Err(FeedError::Promoted);
+        }
+        let applied = self.digest_pull(link, state, pulled, asked).await?;
         self.metrics.pulls.inc(cause);
         self.metrics.pull_duration.observe(cause, began.elapsed().as_secs_f64());
         self.enter_level(state);
         Ok(applied)
+    }
+
+    /// To be called before rows are read: when they were asked for, and up to when they will be level with the primary.
+    /// A standby is as level as what it has replayed by now.
+    async fn ask(&self, link: &Link, state: &mut State) -> Result<Asked, FeedError> {
+        let at = since_boot();
+        let rows = link.rows();
+        if !rows.recovery {
+            return Ok(Asked { at, proves: Some(at) });
+        }
+        if !link.bell.recovery {
+            state.written.push(at, self.in_time(link.bell.written()).await?);
+        }
+        let (replayed, newest) = self.in_time(rows.replayed()).await?;
+        let proves = if link.bell.recovery {
+            newest.map(|age| at.saturating_sub(age))
+        } else {
+            state.written.proved_by(replayed)
+        };
+        Ok(Asked { at, proves })
     }
 
     /// Level is only what is also trusted.
@@ -352,17 +422,17 @@ impl Feed {
 
     async fn digest_pull(
         &mut self,
-        session: &Session,
+        link: &Link,
         state: &mut State,
         pulled: Pulled,
-        sent: Duration,
+        asked: Asked,
     ) -> Result<Applied, FeedError> {
         self.tell_header(&pulled.header, state);
         if let Err(why) = change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref()) {
             if why == Why::OtherIdentity {
                 self.spread(self.config.spread.saturating_mul(SPREAD_FACTOR).min(SPREAD_MOST)).await;
             }
-            return Ok(self.compare(session, state, Some(why)).await?.0);
+            return Ok(self.compare(link, state, Some(why)).await?.0);
         }
         let next = self.cursor_at(&pulled.header, state);
         let behind = i64::try_from(pulled.changed.len()).unwrap_or(i64::MAX);
@@ -378,13 +448,13 @@ impl Feed {
                 let cover = cover_of(pulled.changed.iter().map(|changed| &changed.key));
                 let terms = self.terms(cover, state.accept);
                 let (applied, cursor) = self.write(Incoming::whole(pulled.rows, next), terms).await?;
-                self.applied(state, cursor, &applied, &pulled.changed, sent);
+                self.applied(state, cursor, &applied, &pulled.changed, asked);
                 applied
             }
-            Step::Load(keys) => self.load(session, state, keys).await?,
-            Step::Compare(why) => return Ok(self.compare(session, state, Some(why)).await?.0),
+            Step::Load(keys) => self.load(link, state, keys).await?,
+            Step::Compare(why) => return Ok(self.compare(link, state, Some(why)).await?.0),
         };
-        self.prove(state, &pulled.header, sent);
+        self.prove(state, asked);
         Ok(applied)
     }
 
@@ -410,46 +480,47 @@ impl Feed {
     }
 
     /// Reads what changed since the cursor, and these keys in any case, in one snapshot, and applies it as one commit.
-    async fn load(&mut self, session: &Session, state: &mut State, keys: BTreeSet<Key>) -> Result<Applied, FeedError> {
-        let sent = since_boot();
-        let header = self.in_time(session.begin()).await?;
+    async fn load(&mut self, link: &Link, state: &mut State, keys: BTreeSet<Key>) -> Result<Applied, FeedError> {
+        let asked = self.ask(link, state).await?;
+        let header = self.in_time(link.rows().begin()).await?;
         self.tell_header(&header, state);
         if let Err(why) = change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
-            session.end().await?;
-            return Ok(self.compare(session, state, Some(why)).await?.0);
+            link.rows().end().await?;
+            return Ok(self.compare(link, state, Some(why)).await?.0);
         }
-        let changed = session.keys(&start_of(state.cursor.as_ref())).await?;
+        let changed = link.rows().keys(&start_of(state.cursor.as_ref())).await?;
         if let Step::Compare(why) = change::step(&changed, true) {
-            session.end().await?;
-            return Ok(self.compare(session, state, Some(why)).await?.0);
+            link.rows().end().await?;
+            return Ok(self.compare(link, state, Some(why)).await?.0);
         }
         let cover = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
         let next = self.cursor_at(&header, state);
         let load = load_of(&cover);
-        let (applied, cursor) = self.stream(session, load, self.terms(cover, state.accept), next).await?;
-        self.applied(state, cursor, &applied, &changed, sent);
-        self.prove(state, &header, sent);
+        let (applied, cursor) = self.stream(link, load, self.terms(cover, state.accept), next).await?;
+        self.applied(state, cursor, &applied, &changed, asked);
+        self.prove(state, asked);
         Ok(applied)
     }
 
     /// Compares everything by hash and applies the difference. Without a replica: copies everything.
     async fn compare(
         &mut self,
-        session: &Session,
+        link: &Link,
         state: &mut State,
         why: Option<Why>,
     ) -> Result<(Applied, Comparison), FeedError> {
         self.health.enter(FeedState::Pulling);
-        let (sent, began) = (since_boot(), Instant::now());
+        let began = Instant::now();
+        let asked = self.ask(link, state).await?;
         if let Some(why) = why {
             tracing::info!(why = why.as_str(), "comparing everything with Postgres");
         }
-        let header = self.in_time(session.begin()).await?;
+        let header = self.in_time(link.rows().begin()).await?;
         self.tell_header(&header, state);
         let next = self.cursor_at(&header, state);
         // What the log names since the last pull is no difference that went unnoticed.
         let told = match change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
-            Ok(()) => cover_of(session.keys(&start_of(state.cursor.as_ref())).await?.iter().map(|changed| &changed.key)),
+            Ok(()) => cover_of(link.rows().keys(&start_of(state.cursor.as_ref())).await?.iter().map(|changed| &changed.key)),
             Err(_) => Cover::default(),
         };
         let accept = state.accept || why == Some(Why::OtherTenants);
@@ -460,7 +531,7 @@ impl Feed {
             let engine = Arc::clone(&self.engine);
             let here = blocking(move || engine.replica().view()?.digests()).await??;
             let mut comparison = Comparison::new(here);
-            session.digests(|id, digest| comparison.take(id, digest)).await?;
+            link.rows().digests(|id, digest| comparison.take(id, digest)).await?;
             let comparison = comparison.finish();
             // An empty database loses everything and is held as such; another one is refused.
             if !comparison.common && comparison.tenants > 0 && !accept {
@@ -469,7 +540,7 @@ impl Feed {
             }
             (load_of(&comparison.cover), comparison)
         };
-        let (applied, cursor) = self.stream(session, load, Terms { told, settles_held: true, ..self.terms(comparison.cover.clone(), accept) }, next).await?;
+        let (applied, cursor) = self.stream(link, load, Terms { told, settles_held: true, ..self.terms(comparison.cover.clone(), accept) }, next).await?;
         self.health.update_feed(|feed| {
             feed.refused_database = false;
             feed.last_reconcile = Some(Timestamp::now());
@@ -478,10 +549,10 @@ impl Feed {
             self.metrics.reconcile_differences.inc_by(applied.untold);
         }
         state.accept = false;
-        self.applied(state, cursor, &applied, &[], sent);
-        self.prove(state, &header, sent);
+        self.applied(state, cursor, &applied, &[], asked);
+        self.prove(state, asked);
         let every = if state.trusted && !state.held() { self.config.reconcile_every } else { DISTRUST_EVERY.min(self.config.reconcile_every) };
-        state.compare_at = after(Instant::now(), jitter(every, every / 10));
+        state.compare_at = after(Instant::now(), jitter(every, every.checked_div(10).unwrap_or_default()));
         self.metrics.pulls.inc(PullCause::Reconcile);
         self.metrics.pull_duration.observe(PullCause::Reconcile, began.elapsed().as_secs_f64());
         tracing::info!(
@@ -499,7 +570,7 @@ impl Feed {
     /// Rows from the session to the replica, with a short queue in between; committed only when all came.
     async fn stream(
         &self,
-        session: &Session,
+        link: &Link,
         load: Load,
         terms: Terms,
         next: Cursor,
@@ -508,11 +579,11 @@ impl Feed {
         let (send_next, take_next) = oneshot::channel();
         let writing = self.write(Incoming { rows, next: take_next }, terms);
         let reading = async {
-            let sent = session.load(&load, &send_rows).await;
+            let sent = link.rows().load(&load, &send_rows).await;
             drop(send_rows);
             match sent {
                 Ok(()) => {
-                    session.end().await?;
+                    link.rows().end().await?;
                     let _ = send_next.send(next);
                     Ok(())
                 }
@@ -539,7 +610,7 @@ impl Feed {
         Terms {
             told: cover.clone(),
             cover,
-            limits: self.engine.limits().clone(),
+            limits: *self.engine.limits(),
             hold_percent: self.config.hold_if_lost_percent,
             accept_loss,
             settles_held: false,
@@ -552,11 +623,11 @@ impl Feed {
         timeout(limit, work).await.unwrap_or(Err(SourceError::Timeout(limit)))
     }
 
-    async fn carry_out(&mut self, session: &Session, state: &mut State, order: Order) -> Result<(), FeedError> {
+    async fn carry_out(&mut self, link: &Link, state: &mut State, order: Order) -> Result<(), FeedError> {
         match order {
             Order::Verify(back) => {
                 let began = Instant::now();
-                match self.compare(session, state, None).await {
+                match self.compare(link, state, None).await {
                     Ok((applied, comparison)) => {
                         let _ = back.send(Ok(verify_report(&applied, &comparison, began)));
                         Ok(())
@@ -567,7 +638,7 @@ impl Feed {
                     }
                 }
             }
-            Order::Refresh(refresh, back) => match self.refresh(session, state, &refresh).await {
+            Order::Refresh(refresh, back) => match self.refresh(link, state, &refresh).await {
                 Ok(report) => {
                     let _ = back.send(report);
                     Ok(())
@@ -582,7 +653,7 @@ impl Feed {
 
     async fn refresh(
         &mut self,
-        session: &Session,
+        link: &Link,
         state: &mut State,
         refresh: &Refresh,
     ) -> Result<Result<RefreshReport, OrderError>, FeedError> {
@@ -591,7 +662,7 @@ impl Feed {
         let mut sum = RefreshReport::default();
         let mut pause = JOIN;
         loop {
-            add(&mut sum, &self.pull(session, state, PullCause::Refresh).await?);
+            add(&mut sum, &self.pull(link, state, PullCause::Refresh).await?);
             let reached = refresh
                 .at_least
                 .is_none_or(|xid| state.cursor.as_ref().is_some_and(|cursor| cursor.snapshot.sees(xid)));
@@ -605,18 +676,18 @@ impl Feed {
             pause = pause.saturating_mul(2).min(Duration::from_millis(500));
         }
         match &refresh.scope {
-            Scope::All => add(&mut sum, &self.compare(session, state, None).await?.0),
+            Scope::All => add(&mut sum, &self.compare(link, state, None).await?.0),
             Scope::Number(number) => {
                 let mut keys = BTreeSet::from([Key::Number(number.to_string())]);
                 keys.extend(self.tenant_of(number.as_str())?.map(Key::Tenant));
-                add(&mut sum, &self.load(session, state, keys).await?);
+                add(&mut sum, &self.load(link, state, keys).await?);
             }
             Scope::Tenant(name) => {
                 let here = Uuid::parse_str(name).ok().filter(|id| self.engine.replica().view().is_ok_and(|v| v.has_tenant(*id).unwrap_or(false)));
-                let Some(id) = self.in_time(session.tenant_id(name)).await?.or(here) else {
+                let Some(id) = self.in_time(link.rows().tenant_id(name)).await?.or(here) else {
                     return Ok(Err(OrderError::NoSuchTenant));
                 };
-                add(&mut sum, &self.load(session, state, BTreeSet::from([Key::Tenant(id), Key::NumbersOf(id)])).await?);
+                add(&mut sum, &self.load(link, state, BTreeSet::from([Key::Tenant(id), Key::NumbersOf(id)])).await?);
             }
         }
         state.accept = false;
@@ -647,12 +718,12 @@ impl Feed {
         }
     }
 
-    fn applied(&self, state: &mut State, cursor: Cursor, applied: &Applied, changed: &[Changed], sent: Duration) {
+    fn applied(&self, state: &mut State, cursor: Cursor, applied: &Applied, changed: &[Changed], asked: Asked) {
         self.tell_cursor(&cursor);
         state.cursor = Some(cursor);
         state.cursor_moved = false;
         state.last_cursor_kept = Instant::now();
-        let since_sent = since_boot().saturating_sub(sent);
+        let since_sent = since_boot().saturating_sub(asked.at);
         for Changed { key, age } in changed {
             self.metrics.changes.inc(match key {
                 Key::Number(_) => ChangeKind::Number,
@@ -684,7 +755,7 @@ impl Feed {
     }
 
     /// Level is proved, unless something says that the log cannot be believed.
-    fn prove(&self, state: &mut State, header: &Header, sent: Duration) {
+    fn prove(&self, state: &mut State, asked: Asked) {
         if !state.held() {
             self.health.update_feed(|feed| feed.held = None);
         }
@@ -694,9 +765,11 @@ impl Feed {
             feed.last_pull_completed = Some(Timestamp::now());
         });
         self.metrics.last_pull_completed.set(now_seconds());
-        let Some(lag) = header.lag_ms else { return };
-        if state.trusted && !state.held() {
-            self.engine.proven_level(sent.saturating_sub(Duration::from_millis(lag)));
+        if let Some(proves) = asked.proves
+            && state.trusted
+            && !state.held()
+        {
+            self.engine.proven_level(proves);
         }
     }
 

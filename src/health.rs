@@ -281,7 +281,7 @@ impl Health {
         if faults.is_empty() {
             quarantine.numbers.remove(number);
         } else {
-            quarantine.numbers.insert(number.clone(), faults);
+            quarantine.numbers.insert(*number, faults);
         }
     }
 

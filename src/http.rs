@@ -1,7 +1,7 @@
 //! Where calls and operators ask: listen, accept, answer, drain.
 //!
-//! Always true: a socket that cannot be had fails in [`bind`], before anything else begins; every connection
-//! holds one of a bounded number of permits; a request that was sent before the daemon stops is answered
+//! Always true: a socket that cannot be had fails in [`bind`], before anything else begins; connections are bounded
+//! in number, and one that waits for its caller gives way to a new one; a request that was sent before the daemon stops is answered
 //! within `http.drain_timeout`.
 
 mod admin;
@@ -11,9 +11,9 @@ mod line;
 mod listen;
 mod lookup;
 mod params;
-mod wire;
 #[cfg(test)]
 mod tests;
+mod wire;
 
 use std::io;
 use std::sync::Arc;
@@ -27,6 +27,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::audit::Audit;
+use self::line::{Ends, Stream};
+use self::listen::Door;
+use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
 use crate::config::{Config, Problem};
 use crate::engine::Engine;
@@ -35,10 +39,6 @@ use crate::health::Health;
 use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
-use self::audit::Audit;
-use self::line::{Ends, Stream};
-use self::listen::Door;
-use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 
 pub use self::listen::BindError;
 
@@ -106,7 +106,11 @@ pub fn bind(config: &Config) -> Result<Doors, BindError> {
     let group = opened.call.iter().find_map(|door| door.group);
     let daemon = rustix::process::geteuid().as_raw();
     let access = Access::new(&config.access, &names, daemon, group).map_err(BindError::Access)?;
-    Ok(Doors { call: opened.call, admin: opened.admin, access })
+    Ok(Doors {
+        call: opened.call,
+        admin: opened.admin,
+        access,
+    })
 }
 
 /// Users and groups of the settings that do not exist on this host, for `check`.
@@ -114,7 +118,12 @@ pub fn bind(config: &Config) -> Result<Doors, BindError> {
 pub fn problems(config: &Config) -> Vec<Problem> {
     let names = Names::of_host();
     let mut problems = listen::problems(config, &names);
-    problems.extend(Access::new(&config.access, &names, 0, None).err().into_iter().flatten());
+    problems.extend(
+        Access::new(&config.access, &names, 0, None)
+            .err()
+            .into_iter()
+            .flatten(),
+    );
     problems
 }
 
@@ -128,7 +137,9 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         drain_timeout: http.drain_timeout,
         max_body: http.max_body.as_u64(),
     };
-    let permits = usize::try_from(http.max_connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+    let permits = usize::try_from(http.max_connections)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS);
     let node = Arc::new(Node {
         dialling: app.config.dialling(),
         access: doors.access,
@@ -138,8 +149,16 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     });
     let (call, admin) = (Room::new(permits), Room::new(ADMIN_CONNECTIONS));
     let mut entrances: Vec<Entrance> = Vec::new();
-    entrances.extend(doors.call.into_iter().map(|door| Entrance { door, side: Side::Call, room: call.clone() }));
-    entrances.extend(doors.admin.into_iter().map(|door| Entrance { door, side: Side::Admin, room: admin.clone() }));
+    entrances.extend(doors.call.into_iter().map(|door| Entrance {
+        door,
+        side: Side::Call,
+        room: call.clone(),
+    }));
+    entrances.extend(doors.admin.into_iter().map(|door| Entrance {
+        door,
+        side: Side::Admin,
+        room: admin.clone(),
+    }));
     run(entrances, node, &terms, stop).await;
 }
 
@@ -162,7 +181,10 @@ struct Room {
 
 impl Room {
     fn new(connections: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(connections)), crowd: Arc::new(Notify::new()) }
+        Self {
+            permits: Arc::new(Semaphore::new(connections)),
+            crowd: Arc::new(Notify::new()),
+        }
     }
 
     /// A place, as soon as there is one.
@@ -193,14 +215,24 @@ trait Host: Send + Sync + 'static {
     type Handler: Handler;
 
     /// Somebody connected.
-    fn connect(self: &Arc<Self>, door: &Door, side: Side, stream: &Stream) -> io::Result<Self::Handler>;
+    fn connect(
+        self: &Arc<Self>,
+        door: &Door,
+        side: Side,
+        stream: &Stream,
+    ) -> io::Result<Self::Handler>;
 
     /// Somebody could not be accepted.
     fn not_accepted(&self, err: &io::Error);
 }
 
 /// Accepts and answers until `stop`, then drains. Ends before `stop` only when a listener broke.
-async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, terms: &Terms, stop: CancellationToken) {
+async fn run<H: Host>(
+    entrances: Vec<Entrance>,
+    host: Arc<H>,
+    terms: &Terms,
+    stop: CancellationToken,
+) {
     let kill = CancellationToken::new();
     let connections = TaskTracker::new();
     let mut listeners = JoinSet::new();
@@ -213,7 +245,10 @@ async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, terms: &Terms, sto
         };
         let answering = Answering {
             host: host.clone(),
-            limits: Limits { ends, max_body: terms.max_body },
+            limits: Limits {
+                ends,
+                max_body: terms.max_body,
+            },
             connections: connections.clone(),
             kill: kill.clone(),
         };
@@ -222,6 +257,7 @@ async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, terms: &Terms, sto
     // However this ends, no connection outlives it.
     let _kill = kill.clone().drop_guard();
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         Some(_) = listeners.join_next() => return,
     }
@@ -231,7 +267,10 @@ async fn run<H: Host>(entrances: Vec<Entrance>, host: Arc<H>, terms: &Terms, sto
         connections.wait().await;
     });
     if drained.await.is_err() {
-        tracing::warn!(connections = connections.len(), "not drained in time; connections are closed");
+        tracing::warn!(
+            connections = connections.len(),
+            "not drained in time; connections are closed"
+        );
         kill.cancel();
         listeners.shutdown().await;
         connections.close();
@@ -250,31 +289,39 @@ struct Answering<H> {
 impl<H: Host> Answering<H> {
     /// Accepts until `stop`, then everybody who had connected before.
     async fn accept(self, entrance: Entrance) {
-        let Entrance { mut door, side, room } = entrance;
+        let Entrance {
+            mut door,
+            side,
+            room,
+        } = entrance;
         let stop = &self.limits.ends.stop;
         loop {
-            let (permit, accepted) = tokio::select! {
+            let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                both = async { (room.enter().await, door.accept().await) } => both,
+                accepted = door.accept() => accepted,
             };
             match accepted {
-                Ok(stream) => self.spawn(&door, side, stream, permit),
-                Err(err) => {
-                    drop(permit);
-                    tokio::select! {
-                        () = stop.cancelled() => break,
-                        () = self.after(&err, &room) => {}
-                    }
-                }
+                // Who was accepted is answered, also when `stop` comes while room is made.
+                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Err(err) => tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = self.after(&err, &room) => {}
+                },
             }
         }
         door.refuse_new();
         for _ in 0..MOST_WAITING {
-            let permit = room.enter().await;
             match door.waiting() {
-                Ok(stream) => self.spawn(&door, side, stream, permit),
-                Err(err) if matches!(err.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput) => return,
+                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Err(err)
+                    if matches!(
+                        err.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::InvalidInput
+                    ) =>
+                {
+                    return;
+                }
                 Err(err) => self.after(&err, &room).await,
             }
         }
@@ -284,7 +331,10 @@ impl<H: Host> Answering<H> {
     async fn after(&self, err: &io::Error, room: &Room) {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         self.host.not_accepted(err);
-        if !matches!(err.kind(), ConnectionAborted | ConnectionReset | Interrupted) {
+        if !matches!(
+            err.kind(),
+            ConnectionAborted | ConnectionReset | Interrupted
+        ) {
             room.crowd.notify_one();
             tokio::time::sleep(NO_ROOM).await;
         }
@@ -293,7 +343,9 @@ impl<H: Host> Answering<H> {
     fn spawn(&self, door: &Door, side: Side, stream: Stream, permit: OwnedSemaphorePermit) {
         let handler = match self.host.connect(door, side, &stream) {
             Ok(handler) => Arc::new(handler),
-            Err(err) => return tracing::debug!(error = %err, "a caller was gone before it was known"),
+            Err(err) => {
+                return tracing::debug!(error = %err, "a caller was gone before it was known");
+            }
         };
         let (limits, kill) = (self.limits.clone(), self.kill.clone());
         self.connections.spawn(async move {
@@ -324,7 +376,12 @@ impl Host for Node {
     type Handler = Connection;
 
     /// Who is on the other end, and what that one may ask.
-    fn connect(self: &Arc<Self>, door: &Door, side: Side, stream: &Stream) -> io::Result<Connection> {
+    fn connect(
+        self: &Arc<Self>,
+        door: &Door,
+        side: Side,
+        stream: &Stream,
+    ) -> io::Result<Connection> {
         let caller = match stream {
             Stream::Tcp(_) => Caller::Tcp,
             Stream::Unix(stream) => {
@@ -341,7 +398,11 @@ impl Host for Node {
             self.app.metrics.connections_total.inc();
             self.app.metrics.connections.inc();
         }
-        Ok(Connection { node: self.clone(), caller, may })
+        Ok(Connection {
+            node: self.clone(),
+            caller,
+            may,
+        })
     }
 
     fn not_accepted(&self, err: &io::Error) {
@@ -381,16 +442,28 @@ impl Drop for Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node { app, audit, dialling, .. } = &*self.node;
+            let Node {
+                app,
+                audit,
+                dialling,
+                ..
+            } = &*self.node;
             match &self.may {
                 May::Call(rights) => {
-                    let asking = lookup::Asking { app, audit, dialling, caller: &self.caller, rights };
+                    let asking = lookup::Asking {
+                        app,
+                        audit,
+                        dialling,
+                        caller: &self.caller,
+                        rights,
+                    };
                     lookup::answer(asking, &asked).await
                 }
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
                 May::Admin(false) => {
                     audit.refused(&self.caller, "admin");
-                    let message = "only root, the daemon's user and the socket's group may ask here";
+                    let message =
+                        "only root, the daemon's user and the socket's group may ask here";
                     Fail::new(Outcome::Forbidden, message).reply(Form::Json)
                 }
             }

@@ -54,17 +54,34 @@ pub fn init(config: &LogConfig) -> Result<LogControl, LogError> {
     let lines = fmt::layer().with_writer(std::io::stderr);
     match config.format {
         LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_current_span(true).with_span_list(false);
-            tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+            let lines = lines
+                .json()
+                .flatten_event(true)
+                .with_current_span(true)
+                .with_span_list(false);
+            tracing_subscriber::registry()
+                .with(filter)
+                .with(lines)
+                .try_init()?;
         }
         LogFormat::Text => {
             let lines = lines.with_ansi(false);
-            tracing_subscriber::registry().with(filter).with(lines).try_init()?;
+            tracing_subscriber::registry()
+                .with(filter)
+                .with(lines)
+                .try_init()?;
         }
     }
     std::panic::set_hook(Box::new(|panic| {
-        let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(place, what = panic.payload_as_str().unwrap_or_default(), "panic");
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        tracing::error!(
+            place,
+            what = panic.payload_as_str().unwrap_or_default(),
+            "panic"
+        );
     }));
     Ok(control)
 }
@@ -114,8 +131,13 @@ mod tests {
     fn a_changed_filter_lets_debug_lines_through_and_a_bad_one_changes_nothing() {
         let written = Written::default();
         let (layer, control) = filter("info").unwrap();
-        let make = { let written = written.clone(); move || written.clone() };
-        let subscriber = tracing_subscriber::registry().with(layer).with(fmt::layer().json().with_writer(make));
+        let make = {
+            let written = written.clone();
+            move || written.clone()
+        };
+        let subscriber = tracing_subscriber::registry()
+            .with(layer)
+            .with(fmt::layer().json().with_writer(make));
         tracing::subscriber::with_default(subscriber, || {
             for step in ["before", "after", "quiet"] {
                 match step {
@@ -128,8 +150,14 @@ mod tests {
             }
         });
         let text = written.text();
-        assert!(!text.contains("debug before") && text.contains("info before"), "{text}");
-        assert!(text.contains("debug after") && text.contains("info after"), "{text}");
+        assert!(
+            !text.contains("debug before") && text.contains("info before"),
+            "{text}"
+        );
+        assert!(
+            text.contains("debug after") && text.contains("info after"),
+            "{text}"
+        );
         assert!(!text.contains("quiet"), "{text}");
         assert!(control.set("sidetone=loud").is_err());
         assert!(control.set(&"x".repeat(5000)).is_err());

@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::admit::{self, AdmissionLimits};
 use crate::change::{self, Cursor};
 use crate::number::E164;
-use crate::row::{DocHash, Fault, NumberRecord, TenantRecord};
+use crate::row::{DocHash, Fault, NumberRecord, Reason, Table, TenantRecord};
 use crate::seal::{DataKey, Keyring, WrappedKey};
 use crate::source::{Row, TenantDigest};
 
@@ -570,7 +570,7 @@ impl View<'_> {
     ///
     /// # Errors
     /// [`ReplicaError`] when it cannot be read.
-    pub fn digests(&self) -> Result<BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>, ReplicaError> {
+    pub fn digests(&self) -> Result<BTreeMap<Uuid, Hashes>, ReplicaError> {
         const DOING: &str = "reading hashes";
         let mut all = BTreeMap::new();
         for entry in tried!("reading hashes", self.tenants.iter())? {
@@ -578,16 +578,15 @@ impl View<'_> {
             let id = Uuid::from_slice(id.value()).map_err(|err| ReplicaError::Storage { doing: DOING, what: err.to_string() })?;
             // A record that no longer opens counts as different, and is so read anew.
             let hash = open_tenant(self.key, id, value.value()).ok().map(|record| record.hash);
-            all.insert(id, (hash, 0, DocHash::of("")));
+            all.insert(id, Hashes { rows: hash, count: 0, numbers: DocHash::of("") });
         }
         let mut running: Option<(Uuid, u64, digest::Context)> = None;
-        let close = |all: &mut BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>, done: Option<(Uuid, u64, digest::Context)>| {
+        let close = |all: &mut BTreeMap<Uuid, Hashes>, done: Option<(Uuid, u64, digest::Context)>| {
             if let Some((id, count, context)) = done {
                 let mut hash = [0; 32];
                 hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-                let entry = all.entry(id).or_insert((None, 0, DocHash(hash)));
-                entry.1 = count;
-                entry.2 = DocHash(hash);
+                let entry = all.entry(id).or_insert(Hashes { rows: None, count: 0, numbers: DocHash(hash) });
+                (entry.count, entry.numbers) = (count, DocHash(hash));
             }
         };
         for entry in tried!("reading hashes", self.index.iter())? {
@@ -605,10 +604,21 @@ impl View<'_> {
     }
 }
 
+/// What is compared of a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hashes {
+    /// Of the tenant's document; `None` where there is none, or it no longer opens.
+    pub rows: Option<DocHash>,
+    /// How many numbers it has.
+    pub count: u64,
+    /// Of the hashes of its numbers, in their byte order.
+    pub numbers: DocHash,
+}
+
 /// The tenants and tenants' numbers that differ, from the hashes of both sides.
 #[derive(Debug, Default)]
 pub struct Comparison {
-    here: BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>,
+    here: BTreeMap<Uuid, Hashes>,
     seen_rows: BTreeSet<Uuid>,
     seen_numbers: BTreeSet<Uuid>,
     /// What differs.
@@ -624,7 +634,7 @@ pub struct Comparison {
 impl Comparison {
     /// Begins with what is here.
     #[must_use]
-    pub fn new(here: BTreeMap<Uuid, (Option<DocHash>, u64, DocHash)>) -> Self {
+    pub fn new(here: BTreeMap<Uuid, Hashes>) -> Self {
         Self { here, ..Self::default() }
     }
 
@@ -636,14 +646,14 @@ impl Comparison {
                 self.tenants = self.tenants.saturating_add(1);
                 self.seen_rows.insert(id);
                 self.common |= here.is_some();
-                if here.and_then(|(rows, ..)| *rows) != Some(hash) {
+                if here.and_then(|here| here.rows) != Some(hash) {
                     self.cover.tenants.insert(id);
                 }
             }
             TenantDigest::Numbers { count, hash } => {
                 self.numbers = self.numbers.saturating_add(count);
                 self.seen_numbers.insert(id);
-                if here.is_none_or(|(_, count_here, hash_here)| (*count_here, *hash_here) != (count, hash)) {
+                if here.is_none_or(|here| (here.count, here.numbers) != (count, hash)) {
                     self.cover.numbers_of.insert(id);
                 }
             }
@@ -653,11 +663,11 @@ impl Comparison {
     /// Adds what is here and not in Postgres.
     #[must_use]
     pub fn finish(mut self) -> Self {
-        for (id, (rows, count, _)) in &self.here {
-            if !self.seen_rows.contains(id) && rows.is_some() {
+        for (id, here) in &self.here {
+            if !self.seen_rows.contains(id) && here.rows.is_some() {
                 self.cover.tenants.insert(*id);
             }
-            if !self.seen_numbers.contains(id) && *count > 0 {
+            if !self.seen_numbers.contains(id) && here.count > 0 {
                 self.cover.numbers_of.insert(*id);
             }
         }
@@ -710,7 +720,12 @@ impl Writer<'_, '_> {
         }
         let what = if was.is_some() { What::Different } else { What::Missing };
         let was = was.and_then(Result::ok);
-        let record = admit::tenant(id, document, was.as_ref(), &self.terms.limits);
+        let limits = &self.terms.limits;
+        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits)).unwrap_or_else(|| TenantRecord {
+            hash: DocHash::of(document),
+            bundle: was.as_ref().map(|was| was.bundle.clone()).unwrap_or_default(),
+            faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
+        });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
         let sealed = self.key.seal(&tenant_aad(id), &json).map_err(|_| ReplicaError::Seal)?;
         tried!("writing a tenant", self.tenants.insert(id.as_bytes().as_slice(), sealed.as_slice()))?;
@@ -741,7 +756,11 @@ impl Writer<'_, '_> {
             tried!("writing a number", self.index.remove(index_key(was.tenant, e164).as_slice()))?;
         }
         let previous = was_good.as_ref().filter(|was| was.tenant == tenant).map(|was| &was.record);
-        let record = admit::number(e164, document, previous);
+        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| NumberRecord {
+            hash,
+            row: previous.and_then(|was| was.row.clone()),
+            faults: vec![poison(Table::TenantPhoneNumbers, e164.to_owned(), previous.is_some())],
+        });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
         let sealed = self.key.seal(&number_aad(tenant, e164), &json).map_err(|_| ReplicaError::Seal)?;
         let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
@@ -914,6 +933,16 @@ impl Writer<'_, '_> {
     }
 }
 
+/// Poison stays in its row, even one that we do not foresee.
+fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+fn poison(table: Table, key: String, last_good: bool) -> Fault {
+    let detail = "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
+    Fault { table, key, reason: Reason::Malformed, detail, last_good }
+}
+
 fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
@@ -994,6 +1023,13 @@ fn safe_directory(dir: &Path) -> Result<(), ReplicaError> {
         return Err(not_safe(format!("mode {:04o} lets others in", found.permissions().mode() & 0o7777)));
     }
     Ok(())
+}
+
+/// Whether a running daemon holds the replica in this directory.
+#[must_use]
+pub fn in_use(dir: &Path) -> bool {
+    let locked = |lock: File| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
+    File::open(dir.join("lock")).is_ok_and(locked)
 }
 
 /// Held for the life of the process; the kernel lets go of it however the process ends.

@@ -371,6 +371,31 @@ impl Session {
             && row.try_get::<_, bool>(1).map_err(read)?)
     }
 
+    /// How far the primary has written its log.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn written(&self) -> Result<u64, SourceError> {
+        const DOING: &str = "asking how far the log is written";
+        let row = self.client.query_typed_one(sql::WRITTEN, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
+        let wal: i64 = row.try_get(0).map_err(|err| SourceError::shape(DOING, chain(&err)))?;
+        Ok(wal.unsigned_abs())
+    }
+
+    /// How far a standby has replayed the primary's log, and how long ago the newest transaction among that was
+    /// committed there; the latter unknown where none was replayed since the standby started.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn replayed(&self) -> Result<(u64, Option<Duration>), SourceError> {
+        const DOING: &str = "asking how far the log is replayed";
+        let row = self.client.query_typed_one(sql::REPLAYED, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
+        let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+        let wal: Option<i64> = row.try_get(0).map_err(read)?;
+        let age: Option<i64> = row.try_get(1).map_err(read)?;
+        Ok((wal.unwrap_or(0).unsigned_abs(), age.map(|ms| Duration::from_millis(ms.unsigned_abs()))))
+    }
+
     /// Where doorbells arrive.
     #[must_use]
     pub fn doorbell(&self) -> Arc<Doorbell> {

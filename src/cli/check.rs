@@ -16,7 +16,9 @@ use sqlx::Connection as _;
 use super::client::{Client, QUICK};
 use super::output::{self, Tone, cell};
 use super::{CliError, Exit, SettingsArgs, block_on, chain};
+use crate::access::{Access, Names};
 use crate::config::{self, Config, Problem};
+use crate::replica;
 use crate::seal::Keyring;
 use crate::source::inspect::{self, Inspection};
 use crate::source::migrate::SCHEMA_VERSION;
@@ -76,7 +78,13 @@ pub struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
-    fn add(&mut self, level: Level, subject: &str, found: impl fmt::Display, remedy: impl fmt::Display) {
+    fn add(
+        &mut self,
+        level: Level,
+        subject: &str,
+        found: impl fmt::Display,
+        remedy: impl fmt::Display,
+    ) {
         self.0.push(Finding {
             level,
             subject: subject.to_owned(),
@@ -98,7 +106,11 @@ impl Findings {
     }
 
     fn worst(&self) -> Level {
-        self.0.iter().map(|finding| finding.level).max().unwrap_or(Level::Ok)
+        self.0
+            .iter()
+            .map(|finding| finding.level)
+            .max()
+            .unwrap_or(Level::Ok)
     }
 }
 
@@ -118,13 +130,16 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
         Err(err) => return Err(err.into()),
     };
     let mut findings = Findings::default();
-    findings.ok("settings", match &sources.file {
-        Some(path) => path.display().to_string(),
-        None if Path::new(config::DEFAULT_PATH).exists() => config::DEFAULT_PATH.to_owned(),
-        None => format!("defaults: there is no {}", config::DEFAULT_PATH),
-    });
+    findings.ok(
+        "settings",
+        match &sources.file {
+            Some(path) => path.display().to_string(),
+            None if Path::new(config::DEFAULT_PATH).exists() => config::DEFAULT_PATH.to_owned(),
+            None => format!("defaults: there is no {}", config::DEFAULT_PATH),
+        },
+    );
     keys(&config, &mut findings);
-    replica(&config, &mut findings);
+    replica_dir(&config, &mut findings);
     access(&config, &mut findings);
     block_on(async {
         sockets(&config, &mut findings).await;
@@ -137,17 +152,36 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     } else {
         output::print(&report(&findings))?;
     }
-    Ok(if findings.worst() == Level::Problem { Exit::No } else { Exit::Ok })
+    Ok(if findings.worst() == Level::Problem {
+        Exit::No
+    } else {
+        Exit::Ok
+    })
 }
 
 fn of_settings(problem: &Problem) -> Finding {
-    let subject = if problem.key.is_empty() { "settings".to_owned() } else { problem.key.clone() };
-    let found = if problem.place.is_empty() { problem.what.clone() } else { format!("{}: {}", problem.place, problem.what) };
-    Finding { level: Level::Problem, subject, found, remedy: String::new() }
+    let subject = if problem.key.is_empty() {
+        "settings".to_owned()
+    } else {
+        problem.key.clone()
+    };
+    let found = if problem.place.is_empty() {
+        problem.what.clone()
+    } else {
+        format!("{}: {}", problem.place, problem.what)
+    };
+    Finding {
+        level: Level::Problem,
+        subject,
+        found,
+        remedy: String::new(),
+    }
 }
 
 fn json(findings: &Findings) -> Vec<u8> {
-    serde_json::json!({ "result": findings.worst(), "checks": findings.0 }).to_string().into_bytes()
+    serde_json::json!({ "result": findings.worst(), "checks": findings.0 })
+        .to_string()
+        .into_bytes()
 }
 
 /// One line each, the remedy below it.
@@ -163,7 +197,11 @@ fn report(findings: &Findings) -> String {
             "" => finding.found.clone(),
             remedy => format!("{}: {remedy}", finding.found),
         };
-        rows.push(vec![cell(finding.level.as_str(), tone), cell(&finding.subject, Tone::Plain), cell(&text, Tone::Plain)]);
+        rows.push(vec![
+            cell(finding.level.as_str(), tone),
+            cell(&finding.subject, Tone::Plain),
+            cell(&text, Tone::Plain),
+        ]);
     }
     output::rows(rows)
 }
@@ -173,23 +211,41 @@ fn keys(config: &Config, findings: &mut Findings) {
     match Keyring::load(path) {
         Ok(ring) => {
             let ids: Vec<String> = ring.ids().map(str::to_owned).collect();
-            findings.ok("keys.file", format!("{}: keys {}, {} seals", path.display(), ids.join(", "), ring.seal_id()));
+            findings.ok(
+                "keys.file",
+                format!(
+                    "{}: keys {}, {} seals",
+                    path.display(),
+                    ids.join(", "),
+                    ring.seal_id()
+                ),
+            );
             let raw = &config.keys.raw;
             if !raw.is_empty() && !ids.contains(raw) {
-                findings.problem("keys.raw", format!("key {raw} is not in the keyring"), "name one that is, or leave it empty");
+                findings.problem(
+                    "keys.raw",
+                    format!("key {raw} is not in the keyring"),
+                    "name one that is, or leave it empty",
+                );
             }
         }
         Err(err) => findings.problem("keys.file", chain(&err), ""),
     }
 }
 
-fn replica(config: &Config, findings: &mut Findings) {
+fn replica_dir(config: &Config, findings: &mut Findings) {
     let dir = &config.replica.dir;
     let subject = "replica.dir";
     let told = dir.display();
     let metadata = match fs::metadata(dir) {
         Ok(metadata) if metadata.is_dir() => metadata,
-        Ok(_) => return findings.problem(subject, format!("{told} is no directory"), "remove it or choose another"),
+        Ok(_) => {
+            return findings.problem(
+                subject,
+                format!("{told} is no directory"),
+                "remove it or choose another",
+            );
+        }
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
             return match dir.ancestors().skip(1).find(|above| above.is_dir()) {
                 Some(above) if writable(above) => findings.ok(subject, format!("{told} is not there yet and can be made")),
@@ -200,48 +256,78 @@ fn replica(config: &Config, findings: &mut Findings) {
                 ),
             };
         }
-        Err(err) => return findings.problem(subject, format!("{told}: {err}"), "let the daemon's user into it"),
+        Err(err) => {
+            return findings.problem(
+                subject,
+                format!("{told}: {err}"),
+                "let the daemon's user into it",
+            );
+        }
     };
     if !writable(dir) {
-        return findings.problem(subject, format!("{told} cannot be written by this user"), "check as the daemon's user, or chown it to that user");
+        return findings.problem(
+            subject,
+            format!("{told} cannot be written by this user"),
+            "check as the daemon's user, or chown it to that user",
+        );
     }
     if metadata.mode() & 0o077 != 0 {
-        findings.warning(subject, format!("{told} lets others in (mode {:04o})", metadata.mode() & 0o7777), format!("chmod 0700 {told}"));
+        findings.warning(
+            subject,
+            format!(
+                "{told} lets others in (mode {:04o})",
+                metadata.mode() & 0o7777
+            ),
+            format!("chmod 0700 {told}"),
+        );
+    } else if replica::in_use(dir) {
+        findings.ok(subject, format!("{told} is in use by a running daemon"));
     } else {
         findings.ok(subject, format!("{told} can be written"));
     }
 }
 
 fn writable(dir: &Path) -> bool {
-    rustix::fs::access(dir, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK).is_ok()
+    rustix::fs::access(
+        dir,
+        rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK,
+    )
+    .is_ok()
 }
 
-/// Names in rules and of the socket's group that this host does not know.
+/// Names in rules and of the socket's group that this host does not know: the daemon refuses to start with them.
 fn access(config: &Config, findings: &mut Findings) {
-    let known = |file: &str, name: &str| {
-        name.parse::<u32>().is_ok()
-            || fs::read_to_string(file).unwrap_or_default().lines().any(|line| line.split(':').next() == Some(name))
-    };
+    let names = Names::of_host();
     let group = &config.http.unix_group;
-    if !group.is_empty() && !known("/etc/group", group) {
-        findings.problem("http.unix_group", format!("no group {group} on this host"), "make it (groupadd) or name another");
+    if !group.is_empty() && names.group(group).is_none() {
+        findings.problem(
+            "http.unix_group",
+            format!("no group {group} on this host"),
+            "make it (groupadd) or name another",
+        );
     }
-    for (index, rule) in config.access.iter().enumerate() {
-        let subject = format!("access.{index}");
-        for (kind, file, name) in [("user", "/etc/passwd", &rule.user), ("group", "/etc/group", &rule.group)] {
-            if let Some(name) = name
-                && !known(file, name)
-            {
-                findings.warning(&subject, format!("no {kind} {name} in {file}"), "correct the name; the rule allows nobody until it exists");
-            }
-        }
+    match Access::new(
+        &config.access,
+        &names,
+        rustix::process::geteuid().as_raw(),
+        names.group(group),
+    ) {
+        Ok(_) if config.access.is_empty() => findings.ok(
+            "access",
+            "the default rules: root, the daemon's user, the socket's group",
+        ),
+        Ok(_) => findings.ok("access", format!("{} rules", config.access.len())),
+        Err(problems) => problems
+            .iter()
+            .for_each(|problem| findings.problem(&problem.key, &problem.what, "")),
     }
 }
 
 async fn sockets(config: &Config, findings: &mut Findings) {
-    for (subject, path, question) in
-        [("http.unix", &config.http.unix, "/healthz"), ("admin.unix", &config.admin.unix, "/v1/admin/status")]
-    {
+    for (subject, path, question) in [
+        ("http.unix", &config.http.unix, "/healthz"),
+        ("admin.unix", &config.admin.unix, "/v1/admin/status"),
+    ] {
         if path.as_os_str().is_empty() {
             findings.ok(subject, "off");
             continue;
@@ -252,10 +338,19 @@ async fn sockets(config: &Config, findings: &mut Findings) {
                 if Client::new(path).get(question, QUICK).await.is_ok() {
                     findings.ok(subject, format!("{told}: a daemon answers there"));
                 } else {
-                    findings.ok(subject, format!("{told}: left by a daemon that has ended; the next one replaces it"));
+                    findings.ok(
+                        subject,
+                        format!(
+                            "{told}: left by a daemon that has ended; the next one replaces it"
+                        ),
+                    );
                 }
             }
-            Ok(_) => findings.problem(subject, format!("{told} is there and is no socket"), "remove it or choose another path"),
+            Ok(_) => findings.problem(
+                subject,
+                format!("{told} is there and is no socket"),
+                "remove it or choose another path",
+            ),
             Err(_) => {
                 let dir = path.parent().unwrap_or(Path::new("/"));
                 match dir.ancestors().find(|above| above.is_dir()) {
@@ -276,23 +371,48 @@ async fn sockets(config: &Config, findings: &mut Findings) {
     match tokio::net::TcpListener::bind(&config.http.tcp).await {
         Ok(_) => findings.ok("http.tcp", format!("{} is free", config.http.tcp)),
         Err(err) if err.kind() == io::ErrorKind::AddrInUse && is_ours(config).await => {
-            findings.ok("http.tcp", format!("{} is in use, by the daemon that answers on http.unix", config.http.tcp));
+            findings.ok(
+                "http.tcp",
+                format!(
+                    "{} is in use, by the daemon that answers on http.unix",
+                    config.http.tcp
+                ),
+            );
         }
-        Err(err) => findings.problem("http.tcp", format!("{}: {err}", config.http.tcp), "end what listens there, or choose another port"),
+        Err(err) => findings.problem(
+            "http.tcp",
+            format!("{}: {err}", config.http.tcp),
+            "end what listens there, or choose another port",
+        ),
     }
 }
 
 async fn is_ours(config: &Config) -> bool {
-    !config.http.unix.as_os_str().is_empty() && Client::new(&config.http.unix).get("/healthz", QUICK).await.is_ok()
+    !config.http.unix.as_os_str().is_empty()
+        && Client::new(&config.http.unix)
+            .get("/healthz", QUICK)
+            .await
+            .is_ok()
 }
 
 async fn postgres(config: &Config, findings: &mut Findings) {
-    let subject = if config.postgres.url_file.as_os_str().is_empty() { "postgres.url" } else { "postgres.url_file" };
+    let subject = if config.postgres.url_file.as_os_str().is_empty() {
+        "postgres.url"
+    } else {
+        "postgres.url_file"
+    };
     if let Ok(metadata) = fs::metadata(&config.postgres.url_file)
         && metadata.mode() & 0o077 != 0
     {
         let path = config.postgres.url_file.display();
-        findings.problem(subject, format!("{path} can be read by others (mode {:04o})", metadata.mode() & 0o7777), format!("chmod 0600 {path}"));
+        findings.problem(
+            subject,
+            format!(
+                "{path} can be read by others (mode {:04o})",
+                metadata.mode() & 0o7777
+            ),
+            format!("chmod 0600 {path}"),
+        );
     }
     let target = match Target::new(&config.postgres, &config.node_name()) {
         Ok(target) => target,
@@ -305,7 +425,13 @@ async fn postgres(config: &Config, findings: &mut Findings) {
     };
     match inspect::inspect(&mut conn).await {
         Ok(seen) => {
-            findings.ok(subject, format!("{} answers, PostgreSQL {}, role {}", target.place, seen.server_version, seen.role));
+            findings.ok(
+                subject,
+                format!(
+                    "{} answers, PostgreSQL {}, role {}",
+                    target.place, seen.server_version, seen.role
+                ),
+            );
             judge(&seen, findings);
         }
         Err(err) => findings.problem(subject, chain(&err), "see Postgres's log"),
@@ -316,7 +442,11 @@ async fn postgres(config: &Config, findings: &mut Findings) {
     match Session::open(&target, Role::Writable, None).await {
         Ok(session) => match session.listen().await {
             Ok(()) => findings.ok("feed", "a session can be opened and hears doorbells"),
-            Err(err) => findings.warning("feed", chain(&err), "changes arrive by heartbeat only; connect to the primary, past any pooler"),
+            Err(err) => findings.warning(
+                "feed",
+                chain(&err),
+                "changes arrive by heartbeat only; connect to the primary, past any pooler",
+            ),
         },
         // Told above, with the remedy.
         Err(SourceError::NoSchema | SourceError::Encoding(_)) => {}
@@ -332,13 +462,23 @@ async fn standby(config: &Config, findings: &mut Findings) {
     } else {
         match fs::read_to_string(file) {
             Ok(url) => url,
-            Err(err) => return findings.problem("postgres.read_url_file", format!("{}: {err}", file.display()), "make it readable by the daemon's user"),
+            Err(err) => {
+                return findings.problem(
+                    "postgres.read_url_file",
+                    format!("{}: {err}", file.display()),
+                    "make it readable by the daemon's user",
+                );
+            }
         }
     };
     if url.is_empty() {
         return;
     }
-    let target = match Target::from_url(&SecretString::from(url), &config.postgres, &config.node_name()) {
+    let target = match Target::from_url(
+        &SecretString::from(url),
+        &config.postgres,
+        &config.node_name(),
+    ) {
         Ok(target) => target,
         Err(err) => return findings.problem("postgres.read_url", chain(&err), ""),
     };
@@ -356,9 +496,19 @@ fn encryption(target: &Target, findings: &mut Findings) {
     if target.encrypted {
         findings.ok("TLS", format!("{}: on, server verified", target.place));
     } else if target.local {
-        findings.ok("TLS", format!("{}: off, and nothing leaves this host", target.place));
+        findings.ok(
+            "TLS",
+            format!("{}: off, and nothing leaves this host", target.place),
+        );
     } else {
-        findings.warning("TLS", format!("{}: off; rows and password cross the network in the clear", target.place), "remove sslmode=disable from the URL");
+        findings.warning(
+            "TLS",
+            format!(
+                "{}: off; rows and password cross the network in the clear",
+                target.place
+            ),
+            "remove sslmode=disable from the URL",
+        );
     }
 }
 
@@ -367,7 +517,9 @@ fn advice(err: &SourceError) -> &'static str {
         SourceError::Connect { .. } | SourceError::Timeout(_) => {
             "is the server up, the name right, the port open? The node starts without it when it has a replica"
         }
-        SourceError::Rejected { .. } => "look at pg_hba.conf, the role's password and deploy/sql/roles.sql",
+        SourceError::Rejected { .. } => {
+            "look at pg_hba.conf, the role's password and deploy/sql/roles.sql"
+        }
         _ => "",
     }
 }
@@ -377,45 +529,100 @@ fn judge(seen: &Inspection, findings: &mut Findings) {
     const ROLES: &str = "run deploy/sql/roles.sql as the owner of the tables";
     const MIGRATE: &str = "run `sidetone migrate` as the owner of the tables";
     if seen.server_version_num < 130_000 {
-        findings.problem("Postgres", format!("version {}", seen.server_version), "13 or newer is needed");
+        findings.problem(
+            "Postgres",
+            format!("version {}", seen.server_version),
+            "13 or newer is needed",
+        );
     }
     if seen.encoding != "UTF8" {
-        findings.problem("Postgres", format!("encoding {}", seen.encoding), "a UTF8 database is needed");
+        findings.problem(
+            "Postgres",
+            format!("encoding {}", seen.encoding),
+            "a UTF8 database is needed",
+        );
     }
     if seen.recovery {
-        findings.warning("Postgres", "is a standby, where LISTEN is refused", "name the primary first in postgres.url, the standby in postgres.read_url");
+        findings.warning(
+            "Postgres",
+            "is a standby, where LISTEN is refused",
+            "name the primary first in postgres.url, the standby in postgres.read_url",
+        );
     }
     match (seen.missing.as_slice(), seen.unreadable.as_slice()) {
-        ([], []) => findings.ok("grants", format!("role {} reads all that answers are made of", seen.role)),
+        ([], []) => findings.ok(
+            "grants",
+            format!("role {} reads all that answers are made of", seen.role),
+        ),
         (missing, unreadable) => {
             if !missing.is_empty() {
-                findings.problem("tables", format!("not there: {}", missing.join(", ")), MIGRATE);
+                findings.problem("tables", format!("not there: {}", named(missing)), MIGRATE);
             }
             if !unreadable.is_empty() {
-                findings.problem("grants", format!("role {} may not read {}", seen.role, unreadable.join(", ")), ROLES);
+                findings.problem(
+                    "grants",
+                    format!("role {} may not read {}", seen.role, named(unreadable)),
+                    ROLES,
+                );
             }
         }
     }
     if seen.superuser {
-        findings.warning("grants", format!("role {} is a superuser", seen.role), format!("log in as the role that reads and nothing else; {ROLES}"));
+        findings.warning(
+            "grants",
+            format!("role {} is a superuser", seen.role),
+            format!("log in as the role that reads and nothing else; {ROLES}"),
+        );
     } else {
         if seen.reads_passwords {
-            findings.warning("grants", format!("role {} can read users.hash_password", seen.role), format!("{ROLES}, and use the role it makes"));
+            findings.warning(
+                "grants",
+                format!("role {} can read users.hash_password", seen.role),
+                format!("{ROLES}, and use the role it makes"),
+            );
         }
         if !seen.writable.is_empty() {
-            findings.warning("grants", format!("role {} can write to {}", seen.role, seen.writable.join(", ")), format!("{ROLES}, and use the role it makes"));
+            findings.warning(
+                "grants",
+                format!(
+                    "role {} can write to {}",
+                    seen.role,
+                    seen.writable.join(", ")
+                ),
+                format!("{ROLES}, and use the role it makes"),
+            );
         }
     }
     let Some(feed) = &seen.feed else {
-        return findings.problem("schema", "the schema sidetone is not in the database", MIGRATE);
+        return findings.problem(
+            "schema",
+            "the schema sidetone is not in the database",
+            MIGRATE,
+        );
     };
     if !feed.forbidden.is_empty() {
-        findings.problem("grants", format!("role {} may not use {}", seen.role, feed.forbidden.join(", ")), ROLES);
+        findings.problem(
+            "grants",
+            format!(
+                "role {} may not use {}",
+                seen.role,
+                feed.forbidden.join(", ")
+            ),
+            ROLES,
+        );
     }
     match feed.schema_version {
         Some(SCHEMA_VERSION) => findings.ok("schema", format!("version {SCHEMA_VERSION}")),
-        Some(older) if older < SCHEMA_VERSION => findings.problem("schema", format!("version {older}, needed {SCHEMA_VERSION}"), MIGRATE),
-        Some(newer) => findings.problem("schema", format!("version {newer}, needed {SCHEMA_VERSION}"), "install the sidetone that migrated the database"),
+        Some(older) if older < SCHEMA_VERSION => findings.problem(
+            "schema",
+            format!("version {older}, needed {SCHEMA_VERSION}"),
+            MIGRATE,
+        ),
+        Some(newer) => findings.problem(
+            "schema",
+            format!("version {newer}, needed {SCHEMA_VERSION}"),
+            "install the sidetone that migrated the database",
+        ),
         None => findings.problem("schema", "its version cannot be read", ROLES),
     }
     match (feed.armed, feed.silent.as_slice()) {
@@ -436,6 +643,22 @@ fn judge(seen: &Inspection, findings: &mut Findings) {
         ),
         None => {}
     }
+}
+
+/// Columns as `table.column`; a table that lacks all that is read of it as `table`.
+fn named(columns: &[String]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for (table, read) in inspect::READS {
+        let of_table = columns
+            .iter()
+            .filter(|name| name.split('.').next() == Some(table.as_str()));
+        if of_table.clone().count() == read.len() {
+            names.push(table.as_str());
+        } else {
+            names.extend(of_table.map(String::as_str));
+        }
+    }
+    names.join(", ")
 }
 
 #[cfg(test)]
@@ -489,12 +712,44 @@ ok  doorbell  on
 
     #[test]
     fn a_readable_password_hash_is_a_warning_and_an_unreadable_column_a_problem() {
-        let seen = Inspection { reads_passwords: true, ..healthy() };
+        let seen = Inspection {
+            reads_passwords: true,
+            ..healthy()
+        };
         assert_eq!(judged(&seen).worst(), Level::Warning);
-        let seen = Inspection { unreadable: vec!["prompts.name".into()], ..healthy() };
+        let seen = Inspection {
+            unreadable: vec!["prompts.name".into()],
+            ..healthy()
+        };
         let findings = judged(&seen);
         assert_eq!(findings.worst(), Level::Problem);
         assert!(report(&findings).contains("prompts.name"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_table_that_is_not_there_is_named_once() {
+        let mut columns: Vec<String> = ["id", "prompt_id", "version", "content"]
+            .map(|c| format!("prompt_versions.{c}"))
+            .into();
+        columns.push("prompts.name".into());
+        assert_eq!(named(&columns), "prompts.name, prompt_versions");
+    }
+
+    #[test]
+    fn the_role_of_the_repository_reads_what_is_inspected_and_nothing_else() {
+        let roles = include_str!("../../deploy/sql/roles.sql");
+        for (table, columns) in inspect::READS {
+            let grant = format!(
+                "grant select ({})\n    on public.{} to sidetone;",
+                columns.join(", "),
+                table.as_str()
+            );
+            assert!(roles.contains(&grant), "{grant}");
+        }
+        assert_eq!(
+            roles.matches("grant select (").count(),
+            inspect::READS.len()
+        );
     }
 
     #[test]
@@ -509,7 +764,10 @@ ok  doorbell  on
 
     #[test]
     fn a_database_without_the_schema_is_told_to_migrate() {
-        let seen = Inspection { feed: None, ..healthy() };
+        let seen = Inspection {
+            feed: None,
+            ..healthy()
+        };
         assert!(report(&judged(&seen)).contains("sidetone migrate"));
     }
 }

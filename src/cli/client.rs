@@ -22,7 +22,11 @@ const MOST_BYTES: usize = 256 * 1024 * 1024;
 pub const QUICK: Duration = Duration::from_secs(10);
 
 /// What stands unescaped in a query: the unreserved characters of RFC 3986.
-const QUERY: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+const QUERY: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// Why the daemon gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +72,10 @@ pub enum ClientError {
 /// The system's words without their number, lower case.
 fn system(err: &io::Error) -> String {
     let text = err.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_lowercase()
+    text.split(" (os error")
+        .next()
+        .unwrap_or_default()
+        .to_lowercase()
 }
 
 impl ClientError {
@@ -77,7 +84,9 @@ impl ClientError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Denied { .. } => Exit::Refused,
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broken { .. } => Exit::Unreachable,
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Broken { .. } => {
+                Exit::Unreachable
+            }
         }
     }
 }
@@ -126,7 +135,9 @@ impl AdminSocket {
 
 fn configured(path: &Path, key: &str) -> Result<Client, CliError> {
     if path.as_os_str().is_empty() {
-        return Err(CliError::Usage(format!("{key} is empty, so the daemon has no such socket; set it, or name one with --socket")));
+        return Err(CliError::Usage(format!(
+            "{key} is empty, so the daemon has no such socket; set it, or name one with --socket"
+        )));
     }
     Ok(Client::new(path))
 }
@@ -150,7 +161,9 @@ impl Client {
     /// Asks on the socket at `path`.
     #[must_use]
     pub fn new(path: &Path) -> Self {
-        Self { path: path.to_owned() }
+        Self {
+            path: path.to_owned(),
+        }
     }
 
     /// The socket.
@@ -171,46 +184,89 @@ impl Client {
     ///
     /// # Errors
     /// [`ClientError`]; an answer with an error status is a [`Reply`].
-    pub async fn post(&self, target: &str, body: &Value, limit: Duration) -> Result<Reply, ClientError> {
-        self.ask(Method::POST, target, body.to_string().into(), limit).await
+    pub async fn post(
+        &self,
+        target: &str,
+        body: &Value,
+        limit: Duration,
+    ) -> Result<Reply, ClientError> {
+        self.ask(Method::POST, target, body.to_string().into(), limit)
+            .await
     }
 
-    async fn ask(&self, method: Method, target: &str, body: Bytes, limit: Duration) -> Result<Reply, ClientError> {
+    async fn ask(
+        &self,
+        method: Method,
+        target: &str,
+        body: Bytes,
+        limit: Duration,
+    ) -> Result<Reply, ClientError> {
         match tokio::time::timeout(limit, self.exchange(method, target, body)).await {
             Ok(reply) => reply,
-            Err(_) => Err(ClientError::Timeout { path: self.path.clone(), after: limit }),
+            Err(_) => Err(ClientError::Timeout {
+                path: self.path.clone(),
+                after: limit,
+            }),
         }
     }
 
-    async fn exchange(&self, method: Method, target: &str, body: Bytes) -> Result<Reply, ClientError> {
-        let stream = UnixStream::connect(&self.path).await.map_err(|err| match err.kind() {
-            io::ErrorKind::PermissionDenied => ClientError::Denied { path: self.path.clone() },
-            _ => ClientError::Unreachable { path: self.path.clone(), said: system(&err) },
-        })?;
+    async fn exchange(
+        &self,
+        method: Method,
+        target: &str,
+        body: Bytes,
+    ) -> Result<Reply, ClientError> {
+        let stream = UnixStream::connect(&self.path)
+            .await
+            .map_err(|err| match err.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied {
+                    path: self.path.clone(),
+                },
+                _ => ClientError::Unreachable {
+                    path: self.path.clone(),
+                    said: system(&err),
+                },
+            })?;
         let broken = |err: hyper::Error| self.broken(super::chain(&err));
-        let (mut send, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
         let mut request = Request::builder()
             .method(method.clone())
             .uri(target)
             .header(header::HOST, "localhost")
-            .header(header::USER_AGENT, concat!("sidetone/", env!("CARGO_PKG_VERSION")))
+            .header(
+                header::USER_AGENT,
+                concat!("sidetone/", env!("CARGO_PKG_VERSION")),
+            )
             .header(header::CONNECTION, "close");
         if method == Method::POST {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request.body(Full::new(body)).map_err(|err| self.broken(err.to_string()))?;
+        let request = request
+            .body(Full::new(body))
+            .map_err(|err| self.broken(err.to_string()))?;
         let answer = async {
-            let (head, body) = send.send_request(request).await.map_err(broken)?.into_parts();
+            let (head, body) = send
+                .send_request(request)
+                .await
+                .map_err(broken)?
+                .into_parts();
             let told = body.size_hint().exact();
-            let body = Limited::new(body, MOST_BYTES).collect().await.map_err(|err| {
-                self.broken(if err.is::<LengthLimitError>() {
-                    format!("its answer is longer than {MOST_BYTES} bytes ({told:?} told)")
-                } else {
-                    super::chain(err.as_ref())
-                })
-            })?;
-            Ok(Reply { code: head.status, body: body.to_bytes() })
+            let body = Limited::new(body, MOST_BYTES)
+                .collect()
+                .await
+                .map_err(|err| {
+                    self.broken(if err.is::<LengthLimitError>() {
+                        format!("its answer is longer than {MOST_BYTES} bytes ({told:?} told)")
+                    } else {
+                        super::chain(err.as_ref())
+                    })
+                })?;
+            Ok(Reply {
+                code: head.status,
+                body: body.to_bytes(),
+            })
         };
         // The connection ends by itself once the answer is whole.
         let (reply, _) = tokio::join!(answer, connection);
@@ -218,7 +274,10 @@ impl Client {
     }
 
     fn broken(&self, what: String) -> ClientError {
-        ClientError::Broken { path: self.path.clone(), what }
+        ClientError::Broken {
+            path: self.path.clone(),
+            what,
+        }
     }
 }
 
@@ -254,7 +313,10 @@ impl Reply {
     /// When it is none: whatever listens there is not this daemon.
     pub fn json(&self, client: &Client) -> Result<Value, CliError> {
         serde_json::from_slice(&self.body).map_err(|_| {
-            let what = format!("what answers there is no sidetone of this version (HTTP {})", self.code.as_u16());
+            let what = format!(
+                "what answers there is no sidetone of this version (HTTP {})",
+                self.code.as_u16()
+            );
             CliError::Client(client.broken(what))
         })
     }
@@ -272,20 +334,29 @@ impl Reply {
     /// The daemon's no, as an error for people.
     #[must_use]
     pub fn refusal(&self) -> CliError {
-        let message = self.said("message").or_else(|| self.said("status")).unwrap_or_else(|| {
-            let code = self.code.as_u16();
-            match code {
-                404 => "no such number, or it is not active".to_owned(),
-                403 => "not allowed, or the tenant is not active".to_owned(),
-                _ => format!("the daemon answered HTTP {code}"),
-            }
-        });
-        CliError::Answer { message, exit: self.exit() }
+        let message = self
+            .said("message")
+            .or_else(|| self.said("status"))
+            .unwrap_or_else(|| {
+                let code = self.code.as_u16();
+                match code {
+                    404 => "no such number, or it is not active".to_owned(),
+                    403 => "not allowed, or the tenant is not active".to_owned(),
+                    _ => format!("the daemon answered HTTP {code}"),
+                }
+            });
+        CliError::Answer {
+            message,
+            exit: self.exit(),
+        }
     }
 
     fn said(&self, field: &str) -> Option<String> {
         let body: Value = serde_json::from_slice(&self.body).ok()?;
-        body.get(field)?.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
+        body.get(field)?
+            .as_str()
+            .filter(|text| !text.is_empty())
+            .map(str::to_owned)
     }
 }
 
@@ -327,34 +398,111 @@ impl Status {
     /// Every status. One that both sides give stands once.
     pub const ALL: &'static [Self] = &[
         Self::new("ok", 200, Exit::Ok, "found, stale or not"),
-        Self::new("tenant_suspended", 403, Exit::No, "the tenant's status is not `active`"),
-        Self::new("inactive_number", 404, Exit::No, "the number's `active` is false"),
+        Self::new(
+            "tenant_suspended",
+            403,
+            Exit::No,
+            "the tenant's status is not `active`",
+        ),
+        Self::new(
+            "inactive_number",
+            404,
+            Exit::No,
+            "the number's `active` is false",
+        ),
         Self::new("unknown_number", 404, Exit::No, "no such number"),
         Self::new("invalid_number", 400, Exit::Usage, "not a phone number"),
-        Self::new("bad_request", 400, Exit::Usage, "a parameter given twice, too long, or wrong"),
-        Self::new("forbidden", 403, Exit::Refused, "no rule of `access` allows the caller this"),
-        Self::new("credentials_need_unix_socket", 403, Exit::Refused, "credentials asked for over TCP"),
-        Self::new("credentials_stale", 503, Exit::Refused, "cut off from Postgres for longer than `feed.refuse_credentials_after`"),
+        Self::new(
+            "bad_request",
+            400,
+            Exit::Usage,
+            "a parameter given twice, too long, or wrong",
+        ),
+        Self::new(
+            "forbidden",
+            403,
+            Exit::Refused,
+            "no rule of `access` allows the caller this",
+        ),
+        Self::new(
+            "credentials_need_unix_socket",
+            403,
+            Exit::Refused,
+            "credentials asked for over TCP",
+        ),
+        Self::new(
+            "credentials_stale",
+            503,
+            Exit::Refused,
+            "cut off from Postgres for longer than `feed.refuse_credentials_after`",
+        ),
         Self::new("no_such_route", 404, Exit::Usage, "no such route"),
-        Self::new("method_not_allowed", 405, Exit::Usage, "the route has no such method"),
-        Self::new("not_ready", 503, Exit::Unreachable, "never synchronised and Postgres unreachable"),
-        Self::new("overloaded", 503, Exit::Unreachable, "too many questions at once"),
+        Self::new(
+            "method_not_allowed",
+            405,
+            Exit::Usage,
+            "the route has no such method",
+        ),
+        Self::new(
+            "not_ready",
+            503,
+            Exit::Unreachable,
+            "never synchronised and Postgres unreachable",
+        ),
+        Self::new(
+            "overloaded",
+            503,
+            Exit::Unreachable,
+            "too many questions at once",
+        ),
         Self::admin("accepted", 202, Exit::Ok, "ordered without `wait`"),
         Self::admin("unknown_tenant", 404, Exit::No, "no such tenant"),
-        Self::admin("not_reached", 409, Exit::No, "the transaction of `at_least` did not complete in time"),
-        Self::admin("other_database", 409, Exit::Refused, "the database has no tenant in common with the replica; `accept_loss` lets it in"),
-        Self::admin("bad_keyring", 409, Exit::No, "the keyring cannot be read again; the old one stays in force"),
+        Self::admin(
+            "not_reached",
+            409,
+            Exit::No,
+            "the transaction of `at_least` did not complete in time",
+        ),
+        Self::admin(
+            "other_database",
+            409,
+            Exit::Refused,
+            "the database has no tenant in common with the replica; `accept_loss` lets it in",
+        ),
+        Self::admin(
+            "bad_keyring",
+            409,
+            Exit::No,
+            "the keyring cannot be read again; the old one stays in force",
+        ),
         Self::admin("stopping", 503, Exit::Unreachable, "the daemon is stopping"),
-        Self::admin("timeout", 504, Exit::Unreachable, "not done in time; it goes on"),
+        Self::admin(
+            "timeout",
+            504,
+            Exit::Unreachable,
+            "not done in time; it goes on",
+        ),
         Self::admin("internal", 500, Exit::No, "the daemon's log says why"),
     ];
 
     const fn new(name: &'static str, http: u16, exit: Exit, meaning: &'static str) -> Self {
-        Self { side: Side::Call, name, http, exit, meaning }
+        Self {
+            side: Side::Call,
+            name,
+            http,
+            exit,
+            meaning,
+        }
     }
 
     const fn admin(name: &'static str, http: u16, exit: Exit, meaning: &'static str) -> Self {
-        Self { side: Side::Admin, name, http, exit, meaning }
+        Self {
+            side: Side::Admin,
+            name,
+            http,
+            exit,
+            meaning,
+        }
     }
 }
 
@@ -364,36 +512,72 @@ mod tests {
     use crate::metrics::{Label, Outcome};
 
     fn reply(code: u16, body: &str) -> Reply {
-        Reply { code: StatusCode::from_u16(code).unwrap(), body: Bytes::copy_from_slice(body.as_bytes()) }
+        Reply {
+            code: StatusCode::from_u16(code).unwrap(),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        }
     }
 
     #[test]
     fn every_outcome_of_the_call_side_has_an_exit_code() {
         for outcome in Outcome::ALL {
-            let known = Status::ALL.iter().find(|status| status.name == outcome.label());
-            assert!(known.is_some_and(|known| known.side == Side::Call), "{}", outcome.label());
+            let known = Status::ALL
+                .iter()
+                .find(|status| status.name == outcome.label());
+            assert!(
+                known.is_some_and(|known| known.side == Side::Call),
+                "{}",
+                outcome.label()
+            );
         }
-        assert_eq!(Status::ALL.iter().filter(|status| status.side == Side::Call).count(), Outcome::ALL.len());
+        assert_eq!(
+            Status::ALL
+                .iter()
+                .filter(|status| status.side == Side::Call)
+                .count(),
+            Outcome::ALL.len()
+        );
     }
 
     #[test]
     fn a_suspended_tenant_is_a_no_and_a_forbidden_caller_is_refused_though_both_are_403() {
-        assert_eq!(reply(403, r#"{"status":"tenant_suspended","message":"x"}"#).exit(), Exit::No);
-        assert_eq!(reply(403, r#"{"status":"forbidden","message":"x"}"#).exit(), Exit::Refused);
+        assert_eq!(
+            reply(403, r#"{"status":"tenant_suspended","message":"x"}"#).exit(),
+            Exit::No
+        );
+        assert_eq!(
+            reply(403, r#"{"status":"forbidden","message":"x"}"#).exit(),
+            Exit::Refused
+        );
         assert_eq!(reply(403, "").exit(), Exit::Refused);
-        assert_eq!(reply(503, r#"{"status":"not_ready"}"#).exit(), Exit::Unreachable);
-        assert_eq!(reply(400, r#"{"status":"invalid_number"}"#).exit(), Exit::Usage);
+        assert_eq!(
+            reply(503, r#"{"status":"not_ready"}"#).exit(),
+            Exit::Unreachable
+        );
+        assert_eq!(
+            reply(400, r#"{"status":"invalid_number"}"#).exit(),
+            Exit::Usage
+        );
     }
 
     #[test]
     fn a_plus_and_an_ampersand_survive_the_query() {
-        let query = [("to".to_owned(), "+1 415".to_owned()), ("attr.a&b".to_owned(), "c=d".to_owned())];
-        assert_eq!(target("/v1/lookup", &query), "/v1/lookup?to=%2B1%20415&attr.a%26b=c%3Dd");
+        let query = [
+            ("to".to_owned(), "+1 415".to_owned()),
+            ("attr.a&b".to_owned(), "c=d".to_owned()),
+        ];
+        assert_eq!(
+            target("/v1/lookup", &query),
+            "/v1/lookup?to=%2B1%20415&attr.a%26b=c%3Dd"
+        );
     }
 
     #[tokio::test]
     async fn a_missing_socket_is_named_with_what_to_look_at() {
-        let err = Client::new(Path::new("/nonexistent/s.sock")).get("/healthz", QUICK).await.unwrap_err();
+        let err = Client::new(Path::new("/nonexistent/s.sock"))
+            .get("/healthz", QUICK)
+            .await
+            .unwrap_err();
         assert_eq!(
             super::super::chain(&err),
             "cannot reach the daemon at /nonexistent/s.sock: no such file or directory; is it running? (systemctl status sidetone)"
@@ -406,7 +590,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s.sock");
         let _listener = tokio::net::UnixListener::bind(&path).unwrap();
-        let err = Client::new(&path).get("/healthz", Duration::from_millis(50)).await.unwrap_err();
+        let err = Client::new(&path)
+            .get("/healthz", Duration::from_millis(50))
+            .await
+            .unwrap_err();
         assert!(matches!(err, ClientError::Timeout { .. }), "{err}");
     }
 

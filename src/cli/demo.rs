@@ -49,8 +49,12 @@ pub struct DemoArgs {
 }
 
 pub(super) fn run(args: &DemoArgs) -> Result<Exit, CliError> {
-    let programs = Programs::find(args.pg_bin.as_deref()).map_err(|err| CliError::below("demo", Exit::No, err))?;
-    output::print(&format!("Starting a throwaway PostgreSQL {} and a sidetone beside it …\n", programs.major))?;
+    let programs = Programs::find(args.pg_bin.as_deref())
+        .map_err(|err| CliError::below("demo", Exit::No, err))?;
+    output::print(&format!(
+        "Starting a throwaway PostgreSQL {} and a sidetone beside it …\n",
+        programs.major
+    ))?;
     let cluster = Cluster::start(programs).map_err(|err| CliError::below("demo", Exit::No, err))?;
     let runtime = super::runtime(Some(2))?;
     let exit = runtime.block_on(demonstrate(args, &cluster));
@@ -64,7 +68,11 @@ pub(super) fn run(args: &DemoArgs) -> Result<Exit, CliError> {
 }
 
 async fn demonstrate(args: &DemoArgs, cluster: &Cluster) -> Result<Exit, CliError> {
-    let signals = Signals::listen(&[SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()])?;
+    let signals = Signals::listen(&[
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ])?;
     let node = Node::prepare(cluster, &args.log)?;
     fill(cluster, &node.keyring).await?;
     let stop = CancellationToken::new();
@@ -72,9 +80,17 @@ async fn demonstrate(args: &DemoArgs, cluster: &Cluster) -> Result<Exit, CliErro
     let client = Client::new(&node.config.http.unix);
     let show = async {
         ready(&client).await?;
-        let scene = Scene { cluster, node: &node, client };
+        let scene = Scene {
+            cluster,
+            node: &node,
+            client,
+        };
         scene.show().await?;
-        if args.once { Ok(false) } else { scene.invite().map(|()| true) }
+        if args.once {
+            Ok(false)
+        } else {
+            scene.invite().map(|()| true)
+        }
     };
     let ended = |ended: Result<Result<(), CliError>, tokio::task::JoinError>| match ended {
         Ok(Err(err)) => err,
@@ -108,11 +124,19 @@ struct Node {
 impl Node {
     fn prepare(cluster: &Cluster, log: &str) -> Result<Self, CliError> {
         let home = cluster.dir().join("node");
-        for dir in [home.clone(), home.join("replica"), home.join("admin"), home.join("call")] {
+        for dir in [
+            home.clone(),
+            home.join("replica"),
+            home.join("admin"),
+            home.join("call"),
+        ] {
             fs::DirBuilder::new()
                 .mode(0o700)
                 .create(&dir)
-                .map_err(|source| CliError::Io { what: format!("{}: cannot be made", dir.display()), source })?;
+                .map_err(|source| CliError::Io {
+                    what: format!("{}: cannot be made", dir.display()),
+                    source,
+                })?;
         }
         let mut config = Config::default();
         config.node.name = "demo".to_owned();
@@ -137,22 +161,42 @@ fn free_address() -> Result<String, CliError> {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .map(|address| address.to_string())
-        .map_err(|source| CliError::Io { what: "no free port on 127.0.0.1".into(), source })
+        .map_err(|source| CliError::Io {
+            what: "no free port on 127.0.0.1".into(),
+            source,
+        })
 }
 
 /// Database, schema, role and rows.
 async fn fill(cluster: &Cluster, keyring: &Keyring) -> Result<(), CliError> {
-    let failed = |doing: &'static str| move |err: sqlx::Error| CliError::below(format!("demo: {doing}"), Exit::No, err);
+    let failed = |doing: &'static str| {
+        move |err: sqlx::Error| CliError::below(format!("demo: {doing}"), Exit::No, err)
+    };
     let mut conn = connect(cluster, "postgres").await?;
-    sqlx::query("create database platform").execute(&mut conn).await.map_err(failed("making the database"))?;
+    sqlx::query("create database platform")
+        .execute(&mut conn)
+        .await
+        .map_err(failed("making the database"))?;
     let _ = conn.close().await;
     let mut conn = connect(cluster, DATABASE).await?;
-    migrate::run(&mut conn).await.map_err(|err| CliError::below("demo: migrating", Exit::No, err))?;
-    sqlx::raw_sql(ROLES).execute(&mut conn).await.map_err(failed("making the role"))?;
+    migrate::run(&mut conn)
+        .await
+        .map_err(|err| CliError::below("demo: migrating", Exit::No, err))?;
+    sqlx::raw_sql(ROLES)
+        .execute(&mut conn)
+        .await
+        .map_err(failed("making the role"))?;
     // Sealed before it is loaded, so that a refusal is an error and not an empty credential.
     let seal = |row: &example::Credential| -> Result<String, SealError> {
         let tenant = uuid::Uuid::parse_str(&row.tenant).unwrap_or_default();
-        keyring.seal_jwe(SECRET, &Context { tenant, provider: &row.provider, name: &row.name })
+        keyring.seal_jwe(
+            SECRET,
+            &Context {
+                tenant,
+                provider: &row.provider,
+                name: &row.name,
+            },
+        )
     };
     let refused = std::sync::Mutex::new(None);
     example::load(&mut conn, |row| {
@@ -173,9 +217,15 @@ async fn fill(cluster: &Cluster, keyring: &Keyring) -> Result<(), CliError> {
 }
 
 async fn connect(cluster: &Cluster, database: &str) -> Result<PgConnection, CliError> {
-    let settings = PostgresConfig { url: cluster.url(SUPERUSER, database), ..PostgresConfig::default() };
-    let target = Target::new(&settings, "demo").map_err(|err| CliError::below("demo", Exit::No, err))?;
-    inspect::connect(&target).await.map_err(|err| CliError::below("demo", Exit::No, err))
+    let settings = PostgresConfig {
+        url: cluster.url(SUPERUSER, database),
+        ..PostgresConfig::default()
+    };
+    let target =
+        Target::new(&settings, "demo").map_err(|err| CliError::below("demo", Exit::No, err))?;
+    inspect::connect(&target)
+        .await
+        .map_err(|err| CliError::below("demo", Exit::No, err))
 }
 
 /// Waits until the node can answer.
@@ -217,9 +267,12 @@ const SAMPLES: &[Sample] = &[
         shown: Shown::AsItIs,
     },
     Sample {
-        title: "The same for a dialplan that splits at & and =",
+        title: "For a dialplan that splits at & and =; the number as it stands in the SIP header",
         path: "/v1/lookup",
-        query: &[("to", "sip:+541150000002@sip.example;user=phone"), ("format", "form")],
+        query: &[
+            ("to", "sip:+541150000002@sip.example;user=phone"),
+            ("format", "form"),
+        ],
         shown: Shown::AsItIs,
     },
     Sample {
@@ -243,7 +296,11 @@ const SAMPLES: &[Sample] = &[
     Sample {
         title: "Why that answer: each prompt and binding, chosen or not (`sidetone explain` shows it as a table)",
         path: "/v1/explain",
-        query: &[("to", "+14155550100"), ("account_ref", "ACME-001234"), ("event_type", "door_open")],
+        query: &[
+            ("to", "+14155550100"),
+            ("account_ref", "ACME-001234"),
+            ("event_type", "door_open"),
+        ],
         shown: Shown::AsTable,
     },
     Sample {
@@ -272,22 +329,40 @@ struct Scene<'a> {
 impl Scene<'_> {
     async fn show(&self) -> Result<(), CliError> {
         for sample in SAMPLES {
-            let query: Vec<_> = sample.query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let query: Vec<_> = sample
+                .query
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect();
             let target = client::target(sample.path, &query);
             let reply = self.client.get(&target, QUICK).await?;
             let body = match (sample.shown, serde_json::from_slice::<Value>(&reply.body)) {
-                (Shown::AsTable, Ok(answer)) => explain::explanation(&answer),
-                _ => format!("{}\n", output::printable(&String::from_utf8_lossy(&reply.body))),
+                (Shown::AsTable, Ok(answer)) => explain::prompts(&answer),
+                _ => format!(
+                    "{}\n",
+                    output::printable(&String::from_utf8_lossy(&reply.body))
+                ),
             };
-            let code = if reply.is_ok() { String::new() } else { dim(&format!("HTTP {}\n", reply.code.as_u16())) };
-            self.say(&format!("{}{}{code}{body}", output::heading(sample.title), command(&self.curl(&target))))?;
+            let code = if reply.is_ok() {
+                String::new()
+            } else {
+                dim(&format!("HTTP {}\n", reply.code.as_u16()))
+            };
+            self.say(&format!(
+                "{}{}{code}{body}",
+                output::heading(sample.title),
+                command(&self.curl(&target))
+            ))?;
         }
         self.change().await
     }
 
     /// Changes a row, and shows when the change is answered.
     async fn change(&self) -> Result<(), CliError> {
-        let language = client::target("/v1/lookup/language", &[("to".to_owned(), CHANGED.to_owned())]);
+        let language = client::target(
+            "/v1/lookup/language",
+            &[("to".to_owned(), CHANGED.to_owned())],
+        );
         let ask = async || Ok::<_, CliError>(self.client.get(&language, QUICK).await?.body);
         let before = ask().await?;
         self.say(&format!(
@@ -297,11 +372,13 @@ impl Scene<'_> {
             command(&self.curl(&language)),
         ))?;
         let mut conn = connect(self.cluster, DATABASE).await?;
-        sqlx::query("update public.tenant_phone_numbers set default_language = 'pt-BR' where e164 = $1")
-            .bind(CHANGED)
-            .execute(&mut conn)
-            .await
-            .map_err(|err| CliError::below("demo: changing a row", Exit::No, err))?;
+        sqlx::query(
+            "update public.tenant_phone_numbers set default_language = 'pt-BR' where e164 = $1",
+        )
+        .bind(CHANGED)
+        .execute(&mut conn)
+        .await
+        .map_err(|err| CliError::below("demo: changing a row", Exit::No, err))?;
         let committed = Instant::now();
         let _ = conn.close().await;
         loop {
@@ -309,10 +386,16 @@ impl Scene<'_> {
             if after != before {
                 let text = output::printable(&String::from_utf8_lossy(&after));
                 let within = committed.elapsed().as_millis();
-                return self.say(&format!("{text}{}", dim(&format!("   seen within {within} ms of the commit\n"))));
+                return self.say(&format!(
+                    "{text}{}",
+                    dim(&format!("   seen within {within} ms of the commit\n"))
+                ));
             }
             if committed.elapsed() > PATIENCE {
-                return Err(CliError::Answer { message: "the change was not answered in time".to_owned(), exit: Exit::No });
+                return Err(CliError::Answer {
+                    message: "the change was not answered in time".to_owned(),
+                    exit: Exit::No,
+                });
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -331,14 +414,27 @@ impl Scene<'_> {
             output::heading("Your turn"),
             dim("Change a row, and ask again:\n"),
             command(&self.psql("en-GB")),
-            dim(&format!("Over TCP, where credentials are never given: http://{}/v1/lookup?to=…\n", config.http.tcp)),
+            dim(&format!(
+                "Over TCP, where credentials are never given: http://{}/v1/lookup?to=…\n",
+                config.http.tcp
+            )),
             dim("The command line, against this node:\n"),
-            format_args!("{}{}", command(&format!("export {sockets}")), command("sidetone status; sidetone explain +14155550100")),
+            format_args!(
+                "{}{}",
+                command(&format!("export {sockets}")),
+                command("sidetone status; sidetone explain +14155550100")
+            ),
         ))?;
         self.say(&format!(
             "{}{}\n\u{1b}[1mRunning until Ctrl-C.\u{1b}[0m\n",
             dim("Postgres gone: the answers stay, and tell their age\n"),
-            command(&format!("kill -INT $(head -1 {})", self.cluster.socket_dir().join("data/postmaster.pid").display())),
+            command(&format!(
+                "kill -INT $(head -1 {})",
+                self.cluster
+                    .socket_dir()
+                    .join("data/postmaster.pid")
+                    .display()
+            )),
         ))
     }
 
@@ -347,7 +443,10 @@ impl Scene<'_> {
     }
 
     fn curl(&self, target: &str) -> String {
-        format!("curl -s --unix-socket {} 'http://localhost{target}'", shell(&self.node.config.http.unix))
+        format!(
+            "curl -s --unix-socket {} 'http://localhost{target}'",
+            shell(&self.node.config.http.unix)
+        )
     }
 
     fn psql(&self, language: &str) -> String {
@@ -361,8 +460,14 @@ impl Scene<'_> {
 /// A path in a shell's line.
 fn shell(path: &Path) -> String {
     let text = path.to_string_lossy();
-    let plain = text.bytes().all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
-    if plain { text.into_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
+    let plain = text
+        .bytes()
+        .all(|b| b.is_ascii_alphanumeric() || b"/._-".contains(&b));
+    if plain {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', "'\\''"))
+    }
 }
 
 fn command(line: &str) -> String {
@@ -370,7 +475,9 @@ fn command(line: &str) -> String {
 }
 
 fn dim(text: &str) -> String {
-    let (line, end) = text.strip_suffix('\n').map_or((text, ""), |line| (line, "\n"));
+    let (line, end) = text
+        .strip_suffix('\n')
+        .map_or((text, ""), |line| (line, "\n"));
     format!("\u{1b}[2m{line}\u{1b}[0m{end}")
 }
 

@@ -31,27 +31,77 @@ pub(super) fn run(settings: &SettingsArgs, args: &ExplainArgs) -> Result<Exit, C
 }
 
 /// What was decided and why, most telling first.
-pub(super) fn explanation(answer: &Value) -> String {
-    let at = |pointer: &str| answer.pointer(pointer).map(output::plain).unwrap_or_default();
+fn explanation(answer: &Value) -> String {
+    let at = |pointer: &str| {
+        answer
+            .pointer(pointer)
+            .map(output::plain)
+            .unwrap_or_default()
+    };
     let plain = |pointer: &str| cell(&at(pointer), Tone::Plain);
     let mut facts = vec![
         ("number", plain("/number")),
-        ("tenant", cell(&format!("{} ({}, {})", at("/tenant/name"), at("/tenant/slug"), at("/tenant/status")), Tone::Plain)),
-        ("instant", cell(&format!("{}, {} in {}", at("/at"), at("/business_hours/local_time"), at("/business_hours/timezone")), Tone::Plain)),
-        ("business hours", cell(&format!("{}: {}", at("/business_hours/value"), at("/business_hours/why")), Tone::Plain)),
+        (
+            "tenant",
+            cell(
+                &format!(
+                    "{} ({}, {})",
+                    at("/tenant/name"),
+                    at("/tenant/slug"),
+                    at("/tenant/status")
+                ),
+                Tone::Plain,
+            ),
+        ),
+        (
+            "instant",
+            cell(
+                &format!(
+                    "{}, {} in {}",
+                    at("/at"),
+                    at("/business_hours/local_time"),
+                    at("/business_hours/timezone")
+                ),
+                Tone::Plain,
+            ),
+        ),
+        (
+            "business hours",
+            cell(
+                &format!(
+                    "{}: {}",
+                    at("/business_hours/value"),
+                    at("/business_hours/why")
+                ),
+                Tone::Plain,
+            ),
+        ),
         ("revision", plain("/revision")),
     ];
     match answer.get("status").and_then(Value::as_str) {
         Some("ok") | None => {}
-        Some(status) => facts.insert(0, ("refused", cell(&format!("{status}: {}", at("/message")), Tone::Bad))),
+        Some(status) => facts.insert(
+            0,
+            (
+                "refused",
+                cell(&format!("{status}: {}", at("/message")), Tone::Bad),
+            ),
+        ),
     }
     let mut text = output::facts(facts);
     text.push_str(&output::heading("Prompts, in the order of the stack"));
     text.push_str(&prompts(answer));
     text.push_str(&output::heading("Fields, and the rows they come from"));
     text.push_str(&fields(answer));
-    for (name, title) in [("credentials", "Credentials"), ("faults", "Rows not in force as they stand in Postgres")] {
-        if let Some(rows) = answer.get(name).and_then(Value::as_array).filter(|rows| !rows.is_empty()) {
+    for (name, title) in [
+        ("credentials", "Credentials"),
+        ("faults", "Rows not in force as they stand in Postgres"),
+    ] {
+        if let Some(rows) = answer
+            .get(name)
+            .and_then(Value::as_array)
+            .filter(|rows| !rows.is_empty())
+        {
             text.push_str(&output::heading(title));
             text.push_str(&status::list(rows));
         }
@@ -67,16 +117,42 @@ fn is(of: &Value, name: &str) -> bool {
     of.get(name).and_then(Value::as_bool).unwrap_or(false)
 }
 
-fn prompts(answer: &Value) -> String {
+/// Each prompt with its bindings.
+pub(super) fn prompts(answer: &Value) -> String {
     let mut rows = Vec::new();
     for prompt in list(answer, "prompts") {
-        let field = |name: &str| cell(&prompt.get(name).map(output::plain).unwrap_or_default(), Tone::Plain);
-        let mark = if is(prompt, "chosen") { cell("✓", Tone::Good) } else { cell("✗", Tone::Dim) };
-        rows.push(vec![mark, field("priority"), field("scope"), field("name"), field("why")]);
+        let field = |name: &str| {
+            cell(
+                &prompt.get(name).map(output::plain).unwrap_or_default(),
+                Tone::Plain,
+            )
+        };
+        let mark = if is(prompt, "chosen") {
+            cell("✓", Tone::Good)
+        } else {
+            cell("✗", Tone::Dim)
+        };
+        rows.push(vec![
+            mark,
+            field("priority"),
+            field("scope"),
+            field("name"),
+            field("why"),
+        ]);
         for binding in list(prompt, "bindings") {
-            let tone = if is(binding, "acts") { Tone::Plain } else { Tone::Dim };
+            let tone = if is(binding, "acts") {
+                Tone::Plain
+            } else {
+                Tone::Dim
+            };
             let why = binding.get("why").map(output::plain).unwrap_or_default();
-            rows.push(vec![cell("", tone), cell("", tone), cell("", tone), cell("", tone), cell(&format!("  {why}"), tone)]);
+            rows.push(vec![
+                cell("", tone),
+                cell("", tone),
+                cell("", tone),
+                cell("", tone),
+                cell(&format!("  {why}"), tone),
+            ]);
         }
     }
     output::table(&["", "priority", "scope", "name", "why"], rows)
@@ -87,7 +163,12 @@ fn fields(answer: &Value) -> String {
     let rows = fields.into_iter().flatten().map(|(name, field)| {
         let part = |name: &str| field.get(name).map(output::plain).unwrap_or_default();
         let from = format!("{}.{}", part("table"), part("column"));
-        vec![cell(name, Tone::Plain), cell(&part("value"), Tone::Plain), cell(&from, Tone::Plain), cell(&part("why"), Tone::Dim)]
+        vec![
+            cell(name, Tone::Plain),
+            cell(&part("value"), Tone::Plain),
+            cell(&from, Tone::Plain),
+            cell(&part("why"), Tone::Dim),
+        ]
     });
     output::table(&["field", "value", "from", "why"], rows.collect())
 }
@@ -119,6 +200,10 @@ field      value   from                                    why
 ────────────────────────────────────────────────────────────────────────
 language   es-AR   tenant_phone_numbers.default_language   of the number
 ";
-        assert_eq!(text.split_once("\n\n").map(|(_, rest)| rest), Some(expected), "{text}");
+        assert_eq!(
+            text.split_once("\n\n").map(|(_, rest)| rest),
+            Some(expected),
+            "{text}"
+        );
     }
 }

@@ -41,14 +41,19 @@ pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, Cl
         let id = args.id.as_deref().unwrap_or("k1");
         let text = Keyring::generate(id).map_err(failed)?;
         write_keyring(&path, &text, Write::New)?;
-        output::print(&format!("{told}: made, {id} seals. Every node that is to open what it seals needs the same file.\n"))?;
+        output::print(&format!(
+            "{told}: made, {id} seals. Every node that is to open what it seals needs the same file.\n"
+        ))?;
     }
     Ok(Exit::Ok)
 }
 
 /// The next `k<n>` after those in use.
 fn next_id<'a>(ids: impl Iterator<Item = &'a str>) -> String {
-    let highest = ids.filter_map(|id| id.strip_prefix('k')?.parse::<u32>().ok()).max().unwrap_or(0);
+    let highest = ids
+        .filter_map(|id| id.strip_prefix('k')?.parse::<u32>().ok())
+        .max()
+        .unwrap_or(0);
     format!("k{}", highest.saturating_add(1))
 }
 

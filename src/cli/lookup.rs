@@ -60,7 +60,11 @@ pub(super) fn run(settings: &SettingsArgs, args: &LookupArgs) -> Result<Exit, Cl
 
 /// The answer, when it is one.
 pub(super) fn yes(client: &Client, reply: &Reply) -> Result<Value, CliError> {
-    if reply.is_ok() { reply.json(client) } else { Err(reply.refusal()) }
+    if reply.is_ok() {
+        reply.json(client)
+    } else {
+        Err(reply.refusal())
+    }
 }
 
 /// The fields of an answer in the order people ask for them.
@@ -90,7 +94,10 @@ pub(super) fn answer(answer: &Value) -> String {
         let cell = match *name {
             "tenant" => tenant(value),
             "stale" => match value.as_bool() {
-                Some(true) => cell("yes: level with Postgres was last proved too long ago", Tone::Warn),
+                Some(true) => cell(
+                    "yes: level with Postgres was last proved too long ago",
+                    Tone::Warn,
+                ),
                 _ => cell("no", Tone::Good),
             },
             "staleness_ms" => match value.as_u64() {
@@ -111,5 +118,8 @@ pub(super) fn answer(answer: &Value) -> String {
 
 fn tenant(value: &Value) -> Cell {
     let part = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default();
-    cell(&format!("{} ({}, {})", part("name"), part("slug"), part("id")), Tone::Plain)
+    cell(
+        &format!("{} ({}, {})", part("name"), part("slug"), part("id")),
+        Tone::Plain,
+    )
 }

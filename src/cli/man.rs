@@ -23,7 +23,10 @@ pub(super) fn run(args: &ManArgs) -> Result<Exit, CliError> {
         Some(dir) => {
             std::fs::create_dir_all(dir).map_err(|source| write_error(dir, source))?;
             write(dir, &command, "sidetone")?;
-            for sub in command.get_subcommands().filter(|sub| !sub.is_hide_set() && sub.get_name() != "help") {
+            for sub in command
+                .get_subcommands()
+                .filter(|sub| !sub.is_hide_set() && sub.get_name() != "help")
+            {
                 write(dir, sub, &format!("sidetone-{}", sub.get_name()))?;
             }
         }
@@ -41,10 +44,16 @@ fn page(command: &clap::Command, name: &str) -> Result<Vec<u8>, CliError> {
     clap_mangen::Man::new(command.clone())
         .title(name)
         .render(&mut text)
-        .map_err(|source| CliError::Io { what: format!("manual page {name}: cannot be made"), source })?;
+        .map_err(|source| CliError::Io {
+            what: format!("manual page {name}: cannot be made"),
+            source,
+        })?;
     Ok(text)
 }
 
 fn write_error(path: &Path, source: std::io::Error) -> CliError {
-    CliError::Io { what: format!("{}: cannot be written", path.display()), source }
+    CliError::Io {
+        what: format!("{}: cannot be written", path.display()),
+        source,
+    }
 }

@@ -4,7 +4,9 @@
 
 use std::io::Write;
 
-use comfy_table::{Attribute, Cell, Color, ContentArrangement, LineStyle, Table, TableStyle, presets};
+use comfy_table::{
+    Attribute, Cell, Color, ContentArrangement, LineStyle, Table, TableStyle, presets,
+};
 use serde_json::Value;
 
 use super::CliError;
@@ -15,7 +17,9 @@ use super::CliError;
 /// When standard output is closed or full.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut out = anstream::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(CliError::Output)
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(CliError::Output)
 }
 
 /// Writes a body as the daemon sent it, and a newline.
@@ -86,7 +90,11 @@ pub fn cell(text: &str, tone: Tone) -> Cell {
 pub fn table(header: &[&str], rows: Vec<Vec<Cell>>) -> String {
     let mut table = bare();
     table.load_style(TableStyle::new().header_separator(LineStyle::none().fill('─').junction('─')));
-    table.set_header(header.iter().map(|name| Cell::new(name).add_attribute(Attribute::Bold)));
+    table.set_header(
+        header
+            .iter()
+            .map(|name| Cell::new(name).add_attribute(Attribute::Bold)),
+    );
     table.add_rows(rows);
     lines(&mut table)
 }
@@ -94,7 +102,11 @@ pub fn table(header: &[&str], rows: Vec<Vec<Cell>>) -> String {
 /// Name and value, a line each.
 #[must_use]
 pub fn facts<'a>(rows: impl IntoIterator<Item = (&'a str, Cell)>) -> String {
-    self::rows(rows.into_iter().map(|(name, value)| vec![cell(name, Tone::Dim), value]).collect())
+    self::rows(
+        rows.into_iter()
+            .map(|(name, value)| vec![cell(name, Tone::Dim), value])
+            .collect(),
+    )
 }
 
 /// A table without header.
@@ -110,8 +122,11 @@ fn bare() -> Table {
     // anstream takes the colours out again where they do not belong.
     table.enforce_styling();
     table.style_text_only();
-    let arrangement =
-        if table.is_tty() { ContentArrangement::Dynamic } else { ContentArrangement::Disabled };
+    let arrangement = if table.is_tty() {
+        ContentArrangement::Dynamic
+    } else {
+        ContentArrangement::Disabled
+    };
     table.set_content_arrangement(arrangement);
     table
 }
@@ -139,8 +154,16 @@ pub fn plain(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Bool(true) => "yes".to_owned(),
         Value::Bool(false) => "no".to_owned(),
-        Value::Array(items) if items.iter().all(|item| !item.is_object() && !item.is_array()) => {
-            if items.is_empty() { "–".to_owned() } else { items.iter().map(plain).collect::<Vec<_>>().join(", ") }
+        Value::Array(items)
+            if items
+                .iter()
+                .all(|item| !item.is_object() && !item.is_array()) =>
+        {
+            if items.is_empty() {
+                "–".to_owned()
+            } else {
+                items.iter().map(plain).collect::<Vec<_>>().join(", ")
+            }
         }
         other => other.to_string(),
     }
@@ -186,19 +209,34 @@ mod tests {
 
     #[test]
     fn facts_are_aligned() {
-        let text = facts([("number", cell("+14155550100", Tone::Plain)), ("to", cell("x", Tone::Good))]);
+        let text = facts([
+            ("number", cell("+14155550100", Tone::Plain)),
+            ("to", cell("x", Tone::Good)),
+        ]);
         assert_eq!(colourless(&text), "number  +14155550100\nto      x\n");
     }
 
     #[test]
     fn an_escape_sequence_from_the_database_does_not_reach_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{202e}c\nd"), "a\\u{1b}[2Jb\\u{202e}c\nd");
-        assert!(!cell("\u{1b}]0;x\u{7}", Tone::Plain).content().contains('\u{1b}'));
+        assert_eq!(
+            printable("a\u{1b}[2Jb\u{202e}c\nd"),
+            "a\\u{1b}[2Jb\\u{202e}c\nd"
+        );
+        assert!(
+            !cell("\u{1b}]0;x\u{7}", Tone::Plain)
+                .content()
+                .contains('\u{1b}')
+        );
     }
 
     #[test]
     fn durations_choose_their_unit() {
-        let shown: Vec<String> = [412, 1_400, 90_000, 600_000, 7_200_000, 864_000_000].map(duration).into();
-        assert_eq!(shown, ["412 ms", "1.4 s", "90.0 s", "10 min", "2 h", "10 days"]);
+        let shown: Vec<String> = [412, 1_400, 90_000, 600_000, 7_200_000, 864_000_000]
+            .map(duration)
+            .into();
+        assert_eq!(
+            shown,
+            ["412 ms", "1.4 s", "90.0 s", "10 min", "2 h", "10 days"]
+        );
     }
 }

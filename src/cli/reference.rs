@@ -14,19 +14,59 @@ use crate::metrics::Metrics;
 
 /// What can be asked: where, with what, for what.
 const ROUTES: &[(&str, &str, &str)] = &[
-    ("call", "`GET /v1/lookup?to=…`", "short view, `format=json` or `form`"),
-    ("call", "`GET /v1/lookup/{field}?to=…`", "that one flat field as text"),
-    ("call", "`GET /v1/resolve?to=…[&include=credentials]`", "full view; `ETag`, `If-None-Match` → 304"),
-    ("call", "`POST /v1/resolve`", "the same, asked with a JSON or form body"),
-    ("call", "`GET /v1/credentials?to=…[&provider=…]`", "credentials only; Unix socket only"),
-    ("call", "`GET /v1/explain?to=…[&at=…]`", "why the answer is what it is; no secrets, no prompt content"),
+    (
+        "call",
+        "`GET /v1/lookup?to=…`",
+        "short view, `format=json` or `form`",
+    ),
+    (
+        "call",
+        "`GET /v1/lookup/{field}?to=…`",
+        "that one flat field as text",
+    ),
+    (
+        "call",
+        "`GET /v1/resolve?to=…[&include=credentials]`",
+        "full view; `ETag`, `If-None-Match` → 304",
+    ),
+    (
+        "call",
+        "`POST /v1/resolve`",
+        "the same, asked with a JSON or form body",
+    ),
+    (
+        "call",
+        "`GET /v1/credentials?to=…[&provider=…]`",
+        "credentials only; Unix socket only",
+    ),
+    (
+        "call",
+        "`GET /v1/explain?to=…[&at=…]`",
+        "why the answer is what it is; no secrets, no prompt content",
+    ),
     ("call", "`GET /healthz`", "the process lives"),
-    ("call", "`GET /readyz`", "the node can answer; the body tells whether it is fresh"),
+    (
+        "call",
+        "`GET /readyz`",
+        "the node can answer; the body tells whether it is fresh",
+    ),
     ("call", "`GET /metrics`", "Prometheus text"),
-    ("admin", "`GET /v1/admin/status`", "one snapshot of the node's health"),
+    (
+        "admin",
+        "`GET /v1/admin/status`",
+        "one snapshot of the node's health",
+    ),
     ("admin", "`POST /v1/admin/refresh`", "pull now and rebuild"),
-    ("admin", "`POST /v1/admin/verify`", "compare with Postgres and repair"),
-    ("admin", "`POST /v1/admin/keys/reload`", "read the keyring again"),
+    (
+        "admin",
+        "`POST /v1/admin/verify`",
+        "compare with Postgres and repair",
+    ),
+    (
+        "admin",
+        "`POST /v1/admin/keys/reload`",
+        "read the keyring again",
+    ),
     ("admin", "`PUT /v1/admin/log`", "change the log's filter"),
 ];
 
@@ -61,19 +101,54 @@ fn settings(text: &mut String) {
     for setting in config::settings() {
         if setting.section != section {
             section = setting.section;
-            line!(text, "\n### `[{section}]`\n\n| key | default | meaning |\n|---|---|---|");
+            line!(
+                text,
+                "\n### `[{section}]`\n\n| key | default | meaning |\n|---|---|---|"
+            );
         }
-        line!(text, "| `{}` | `{}` | {} |", setting.key, setting.default, escaped(&setting.doc));
+        line!(
+            text,
+            "| `{}` | `{}` | {} |",
+            setting.key,
+            setting.default,
+            escaped(&setting.doc)
+        );
     }
-    line!(text, "\n### `[[access]]`\n\n```toml\n{}```", config::access_doc());
-    line!(text, "\nVariables that are no settings: {}.", NOT_SETTINGS.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", "));
+    line!(
+        text,
+        "\n### `[[access]]`\n\n```toml\n{}```",
+        config::access_doc()
+    );
+    line!(
+        text,
+        "\nVariables that are no settings: {}.",
+        NOT_SETTINGS
+            .iter()
+            .map(|name| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(", ")
+    );
 }
 
 fn commands(text: &mut String) {
-    line!(text, "\n## Commands\n\n| command | what it does |\n|---|---|");
-    for command in Args::command().get_subcommands().filter(|command| !command.is_hide_set()) {
-        let about = command.get_about().map(ToString::to_string).unwrap_or_default();
-        line!(text, "| `sidetone {}` | {} |", command.get_name(), escaped(&about));
+    line!(
+        text,
+        "\n## Commands\n\n| command | what it does |\n|---|---|"
+    );
+    for command in Args::command()
+        .get_subcommands()
+        .filter(|command| !command.is_hide_set())
+    {
+        let about = command
+            .get_about()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        line!(
+            text,
+            "| `sidetone {}` | {} |",
+            command.get_name(),
+            escaped(&about)
+        );
     }
     line!(text, "\n### Exit codes\n\n| code | meaning |\n|---|---|");
     for (exit, meaning) in EXIT_CODES {
@@ -82,25 +157,54 @@ fn commands(text: &mut String) {
 }
 
 fn routes(text: &mut String) {
-    line!(text, "\n## Routes\n\n| side | route | answer |\n|---|---|---|");
+    line!(
+        text,
+        "\n## Routes\n\n| side | route | answer |\n|---|---|---|"
+    );
     for (side, route, answer) in ROUTES {
-        line!(text, "| {side} | {} | {} |", escaped(route), escaped(answer));
+        line!(
+            text,
+            "| {side} | {} | {} |",
+            escaped(route),
+            escaped(answer)
+        );
     }
-    line!(text, "\n### Statuses\n\n| side | status | HTTP | exit code | given when |\n|---|---|---|---|---|");
+    line!(
+        text,
+        "\n### Statuses\n\n| side | status | HTTP | exit code | given when |\n|---|---|---|---|---|"
+    );
     for status in Status::ALL {
         let side = match status.side {
             Side::Call => "call",
             Side::Admin => "admin",
         };
-        line!(text, "| {side} | `{}` | {} | {} | {} |", status.name, status.http, status.exit as u8, escaped(status.meaning));
+        line!(
+            text,
+            "| {side} | `{}` | {} | {} | {} |",
+            status.name,
+            status.http,
+            status.exit as u8,
+            escaped(status.meaning)
+        );
     }
 }
 
 fn metrics(text: &mut String) {
-    line!(text, "\n## Metrics\n\n| metric | type | labels | meaning |\n|---|---|---|---|");
-    let exposed = Metrics::new().map(|metrics| String::from_utf8_lossy(&metrics.text()).into_owned()).unwrap_or_default();
+    line!(
+        text,
+        "\n## Metrics\n\n| metric | type | labels | meaning |\n|---|---|---|---|"
+    );
+    let exposed = Metrics::new()
+        .map(|metrics| String::from_utf8_lossy(&metrics.text()).into_owned())
+        .unwrap_or_default();
     for (name, metric) in families(&exposed) {
-        line!(text, "| `{name}` | {} | {} | {} |", metric.kind, metric.labels, escaped(&metric.help));
+        line!(
+            text,
+            "| `{name}` | {} | {} | {} |",
+            metric.kind,
+            metric.labels,
+            escaped(&metric.help)
+        );
     }
 }
 
@@ -124,8 +228,14 @@ fn families(exposed: &str) -> BTreeMap<String, Family> {
         } else if let Some((name, rest)) = line.split_once('{') {
             let name = name.strip_suffix("_bucket").unwrap_or(name);
             let labels = rest.split_once('}').map_or("", |(labels, _)| labels);
-            let names = labels.split("\",").filter_map(|pair| pair.split_once('=')).map(|(label, _)| label);
-            let names: Vec<String> = names.filter(|label| *label != "le").map(|label| format!("`{label}`")).collect();
+            let names = labels
+                .split("\",")
+                .filter_map(|pair| pair.split_once('='))
+                .map(|(label, _)| label);
+            let names: Vec<String> = names
+                .filter(|label| *label != "le")
+                .map(|label| format!("`{label}`"))
+                .collect();
             if let Some(family) = families.get_mut(name) {
                 family.labels = names.join(", ");
             }
@@ -146,8 +256,50 @@ mod tests {
 
     #[test]
     fn the_reference_in_the_repository_is_the_one_the_code_writes() {
-        let committed = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md")).unwrap();
-        assert_eq!(committed, markdown(), "write it anew with `sidetone reference > docs/reference.md`");
+        let committed =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/reference.md"))
+                .unwrap();
+        assert_eq!(
+            committed,
+            markdown(),
+            "write it anew with `sidetone reference > docs/reference.md`"
+        );
+    }
+
+    #[test]
+    fn the_readme_names_every_command_setting_status_and_exit_code_and_no_metric_that_is_not_there()
+    {
+        let readme = include_str!("../../README.md");
+        let command = Args::command();
+        let names = command
+            .get_subcommands()
+            .filter(|command| !command.is_hide_set())
+            .map(clap::Command::get_name);
+        let statuses = Status::ALL
+            .iter()
+            .filter(|status| status.side == Side::Call)
+            .map(|status| status.name);
+        for name in names
+            .chain(statuses)
+            .chain(config::settings().iter().map(|setting| setting.key))
+        {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+        for (exit, _) in EXIT_CODES {
+            assert!(
+                readme.contains(&format!("\n| {} | ", exit as u8)),
+                "{exit:?}"
+            );
+        }
+        let exposed = String::from_utf8(Metrics::new().unwrap().text()).unwrap();
+        let known = families(&exposed);
+        for rest in readme.split("`sidetone_").skip(1) {
+            let name = rest
+                .split(|c: char| !c.is_ascii_lowercase() && c != '_')
+                .next()
+                .unwrap_or_default();
+            assert!(known.contains_key(&format!("sidetone_{name}")), "{name}");
+        }
     }
 
     #[test]

@@ -58,18 +58,29 @@ impl RefreshArgs {
 
 pub(super) fn run(settings: &SettingsArgs, args: &RefreshArgs) -> Result<Exit, CliError> {
     let client = args.socket.client(settings)?;
-    let limit = if args.no_wait { QUICK } else { LONG };
     let body = args.body();
-    let ask = verify::with_progress("pulling", client.post("/v1/admin/refresh", &body, limit));
-    let reply = block_on(ask)??;
+    let order = |limit| client.post("/v1/admin/refresh", &body, limit);
+    let reply = if args.no_wait {
+        block_on(order(QUICK))??
+    } else {
+        block_on(verify::with_progress("pulling", order(LONG)))??
+    };
     let held = |answer: &Value| answer.get("held").and_then(Value::as_bool).unwrap_or(false);
     if args.json {
         output::print_body(&reply.body)?;
         let answer = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
-        return Ok(if reply.is_ok() && held(&answer) { Exit::No } else { reply.exit() });
+        return Ok(if reply.is_ok() && held(&answer) {
+            Exit::No
+        } else {
+            reply.exit()
+        });
     }
     let answer = lookup::yes(&client, &reply)?;
-    output::print(&status::snapshot(&answer))?;
+    output::print(&if args.no_wait {
+        "ordered\n".to_owned()
+    } else {
+        status::snapshot(&answer)
+    })?;
     if held(&answer) {
         return Err(CliError::Answer {
             message: "a loss is held back: Postgres no longer has rows that this node still answers with; \
@@ -94,13 +105,20 @@ mod tests {
 
     fn body(args: &[&str]) -> String {
         let args = std::iter::once("x").chain(args.iter().copied());
-        Wrapped::try_parse_from(args).unwrap().refresh.body().to_string()
+        Wrapped::try_parse_from(args)
+            .unwrap()
+            .refresh
+            .body()
+            .to_string()
     }
 
     #[test]
     fn the_flags_become_the_order_of_the_contract() {
         assert_eq!(body(&[]), r#"{"scope":"all","wait":true}"#);
-        assert_eq!(body(&["--tenant", "acme", "--no-wait"]), r#"{"tenant":"acme","wait":false}"#);
+        assert_eq!(
+            body(&["--tenant", "acme", "--no-wait"]),
+            r#"{"tenant":"acme","wait":false}"#
+        );
         assert_eq!(
             body(&["--number", "+1415", "--at-least", "77", "--accept-loss"]),
             r#"{"accept_loss":true,"at_least":"77","number":"+1415","wait":true}"#

@@ -52,17 +52,36 @@ fn prompts(answer: &Value) -> String {
         .into_iter()
         .flatten()
         .map(|layer| {
-            let field = |name: &str| cell(&layer.get(name).map(output::plain).unwrap_or_default(), Tone::Plain);
-            vec![field("priority"), field("scope"), field("name"), field("version"), field("id")]
+            let field = |name: &str| {
+                cell(
+                    &layer.get(name).map(output::plain).unwrap_or_default(),
+                    Tone::Plain,
+                )
+            };
+            vec![
+                field("priority"),
+                field("scope"),
+                field("name"),
+                field("version"),
+                field("id"),
+            ]
         })
         .collect();
     if rows.is_empty() {
         return output::heading("No prompt applies");
     }
     let mut text = output::heading("Prompts that apply, in the order of the stack");
-    text.push_str(&output::table(&["priority", "scope", "name", "version", "id"], rows));
+    text.push_str(&output::table(
+        &["priority", "scope", "name", "version", "id"],
+        rows,
+    ));
     text.push_str(&output::heading("System prompt"));
-    text.push_str(&output::printable(answer.pointer("/prompt/system").and_then(Value::as_str).unwrap_or_default()));
+    text.push_str(&output::printable(
+        answer
+            .pointer("/prompt/system")
+            .and_then(Value::as_str)
+            .unwrap_or_default(),
+    ));
     text.push('\n');
     text
 }
@@ -72,21 +91,55 @@ const MASK: &str = "••••••••";
 
 fn credentials(answer: &Value, reveal: bool) -> String {
     let mut rows = Vec::new();
-    for (provider, names) in answer.get("credentials").and_then(Value::as_object).into_iter().flatten() {
+    for (provider, names) in answer
+        .get("credentials")
+        .and_then(Value::as_object)
+        .into_iter()
+        .flatten()
+    {
         for (name, value) in names.as_object().into_iter().flatten() {
-            let shown = if reveal { cell(&output::plain(value), Tone::Plain) } else { cell(MASK, Tone::Dim) };
-            rows.push(vec![cell(provider, Tone::Plain), cell(name, Tone::Plain), shown]);
+            let shown = if reveal {
+                cell(&output::plain(value), Tone::Plain)
+            } else {
+                cell(MASK, Tone::Dim)
+            };
+            rows.push(vec![
+                cell(provider, Tone::Plain),
+                cell(name, Tone::Plain),
+                shown,
+            ]);
         }
     }
-    for withheld in answer.get("credentials_withheld").and_then(Value::as_array).into_iter().flatten() {
-        let (provider, name) = withheld.as_str().and_then(|text| text.split_once('/')).unwrap_or_default();
-        let why = cell("withheld, since it does not open (`sidetone explain`)", Tone::Bad);
-        rows.push(vec![cell(provider, Tone::Plain), cell(name, Tone::Plain), why]);
+    for withheld in answer
+        .get("credentials_withheld")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+    {
+        let (provider, name) = withheld
+            .as_str()
+            .and_then(|text| text.split_once('/'))
+            .unwrap_or_default();
+        let why = cell(
+            "withheld, since it does not open (`sidetone explain`)",
+            Tone::Bad,
+        );
+        rows.push(vec![
+            cell(provider, Tone::Plain),
+            cell(name, Tone::Plain),
+            why,
+        ]);
     }
     if rows.is_empty() {
-        return output::heading("The tenant has no credentials, or the access rules give none of them");
+        return output::heading(
+            "The tenant has no credentials, or the access rules give none of them",
+        );
     }
-    let title = if reveal { "Credentials" } else { "Credentials (values are shown with --reveal)" };
+    let title = if reveal {
+        "Credentials"
+    } else {
+        "Credentials (values are shown with --reveal)"
+    };
     let mut text = output::heading(title);
     text.push_str(&output::table(&["provider", "name", "value"], rows));
     text
@@ -106,9 +159,20 @@ mod tests {
     #[test]
     fn a_secret_is_masked_until_it_is_asked_for_by_name() {
         let masked = credentials(&answer(), false);
-        assert!(!masked.contains("sk-very") && !masked.contains("k3y"), "{masked}");
-        assert!(masked.contains(MASK) && masked.contains("google") && masked.contains("withheld, since it does not open"), "{masked}");
+        assert!(
+            !masked.contains("sk-very") && !masked.contains("k3y"),
+            "{masked}"
+        );
+        assert!(
+            masked.contains(MASK)
+                && masked.contains("google")
+                && masked.contains("withheld, since it does not open"),
+            "{masked}"
+        );
         let revealed = credentials(&answer(), true);
-        assert!(revealed.contains("sk-very-secret") && revealed.contains(r#"{"key":"k3y"}"#), "{revealed}");
+        assert!(
+            revealed.contains("sk-very-secret") && revealed.contains(r#"{"key":"k3y"}"#),
+            "{revealed}"
+        );
     }
 }

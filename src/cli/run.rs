@@ -27,9 +27,15 @@ pub(super) fn run(settings: &SettingsArgs) -> Result<Exit, CliError> {
 }
 
 /// Logs and answers until told to stop.
-pub(super) async fn serve(config: Config, sources: Option<Sources>, stop: CancellationToken) -> Result<(), CliError> {
+pub(super) async fn serve(
+    config: Config,
+    sources: Option<Sources>,
+    stop: CancellationToken,
+) -> Result<(), CliError> {
     let log = log::init(&config.log).map_err(|err| CliError::below("run", Exit::Usage, err))?;
-    daemon::run(config, log, sources, stop).await.map_err(|err| CliError::below("run", Exit::No, err))
+    daemon::run(config, log, sources, stop)
+        .await
+        .map_err(|err| CliError::below("run", Exit::No, err))
 }
 
 /// Whatever asks this process to end.
@@ -41,8 +47,10 @@ impl Signals {
     pub(super) fn listen(kinds: &[SignalKind]) -> Result<Self, CliError> {
         let (told, heard) = tokio::sync::watch::channel(false);
         for kind in kinds {
-            let mut signal =
-                signal(*kind).map_err(|source| CliError::Io { what: "cannot listen for signals".into(), source })?;
+            let mut signal = signal(*kind).map_err(|source| CliError::Io {
+                what: "cannot listen for signals".into(),
+                source,
+            })?;
             let told = told.clone();
             tokio::spawn(async move {
                 signal.recv().await;

@@ -34,7 +34,11 @@ impl RowArgs {
     /// The row.
     #[must_use]
     pub fn context(&self) -> Context<'_> {
-        Context { tenant: self.tenant, provider: &self.provider, name: &self.name }
+        Context {
+            tenant: self.tenant,
+            provider: &self.provider,
+            name: &self.name,
+        }
     }
 
     /// The keyring, and the id of the key of the form without context.
@@ -43,7 +47,13 @@ impl RowArgs {
     /// When settings or keyring cannot be used.
     pub fn keyring(&self, settings: &SettingsArgs) -> Result<(Keyring, Option<String>), CliError> {
         let (path, raw) = match &self.keys {
-            Some(path) => (path.clone(), settings.load().map(|config| config.keys.raw).unwrap_or_default()),
+            Some(path) => (
+                path.clone(),
+                settings
+                    .load()
+                    .map(|config| config.keys.raw)
+                    .unwrap_or_default(),
+            ),
             None => {
                 let keys = settings.load()?.keys;
                 (keys.file, keys.raw)
@@ -56,8 +66,10 @@ impl RowArgs {
 
 /// What to seal.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The value may be JSON; it is then given to callers as JSON. One line break at its end is dropped.\n\n\
-    Example:\n  sidetone seal --tenant 6f717b5a-1a2b-4c3d-9e8f-112233445566 --provider openai --name default < key.txt")]
+#[command(
+    after_help = "The value may be JSON; it is then given to callers as JSON. One line break at its end is dropped.\n\n\
+    Example:\n  sidetone seal --tenant 6f717b5a-1a2b-4c3d-9e8f-112233445566 --provider openai --name default < key.txt"
+)]
 pub struct SealArgs {
     #[command(flatten)]
     row: RowArgs,
@@ -80,14 +92,30 @@ pub(super) fn input(what: &str) -> Result<Zeroizing<String>, CliError> {
         anstream::eprintln!("sidetone: type {what}, then Ctrl-D on a line of its own");
     }
     let mut text = Zeroizing::new(String::with_capacity(64 * 1024));
-    stdin.lock().take(MOST_BYTES).read_to_string(&mut text).map_err(|source| match source.kind() {
-        std::io::ErrorKind::InvalidData => CliError::Usage(format!("standard input: {what} must be UTF-8 text")),
-        _ => CliError::Io { what: "standard input: cannot be read".into(), source },
-    })?;
-    let kept = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line)).len();
+    stdin
+        .lock()
+        .take(MOST_BYTES)
+        .read_to_string(&mut text)
+        .map_err(|source| match source.kind() {
+            std::io::ErrorKind::InvalidData => {
+                CliError::Usage(format!("standard input: {what} must be UTF-8 text"))
+            }
+            _ => CliError::Io {
+                what: "standard input: cannot be read".into(),
+                source,
+            },
+        })?;
+    let kept = text
+        .strip_suffix('\n')
+        .map_or(text.as_str(), |line| {
+            line.strip_suffix('\r').unwrap_or(line)
+        })
+        .len();
     text.truncate(kept);
     if text.is_empty() {
-        return Err(CliError::Usage(format!("standard input is empty; {what} is read from it")));
+        return Err(CliError::Usage(format!(
+            "standard input is empty; {what} is read from it"
+        )));
     }
     Ok(text)
 }

@@ -25,18 +25,29 @@ pub(super) fn run(settings: &SettingsArgs, args: &VerifyArgs) -> Result<Exit, Cl
     let nothing = serde_json::json!({});
     let ask = with_progress("comparing", client.post("/v1/admin/verify", &nothing, LONG));
     let reply = block_on(ask)??;
-    let found = |answer: &Value| answer.get("differences").and_then(Value::as_u64).unwrap_or(0);
+    let found = |answer: &Value| {
+        answer
+            .get("differences")
+            .and_then(Value::as_u64)
+            .unwrap_or(0)
+    };
     if args.json {
         output::print_body(&reply.body)?;
         let answer = serde_json::from_slice::<Value>(&reply.body).unwrap_or_default();
-        return Ok(if reply.is_ok() && found(&answer) > 0 { Exit::No } else { reply.exit() });
+        return Ok(if reply.is_ok() && found(&answer) > 0 {
+            Exit::No
+        } else {
+            reply.exit()
+        });
     }
     let answer = lookup::yes(&client, &reply)?;
     output::print(&status::snapshot(&answer))?;
     match found(&answer) {
         0 => Ok(Exit::Ok),
         differences => Err(CliError::Answer {
-            message: format!("{differences} rows differed from Postgres; repaired unless a loss is held back (`sidetone status`)"),
+            message: format!(
+                "{differences} rows differed from Postgres; repaired unless a loss is held back (`sidetone status`)"
+            ),
             exit: Exit::No,
         }),
     }

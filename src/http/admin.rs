@@ -31,12 +31,16 @@ const LONG: Duration = Duration::from_secs(590);
 pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Reply {
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" if !read => not_allowed("GET, HEAD", Form::Json),
+        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" if !read => {
+            not_allowed("GET, HEAD", Form::Json)
+        }
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
         "/metrics" => lookup::metrics(&app.metrics),
         "/v1/admin/status" => Reply::json(&status(app)),
-        "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload" if asked.method != Method::POST => {
+        "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload"
+            if asked.method != Method::POST =>
+        {
             not_allowed("POST", Form::Json)
         }
         "/v1/admin/refresh" => refresh(app, dialling, &asked).await,
@@ -86,7 +90,9 @@ struct Key {
 }
 
 fn keys(keys: Vec<(String, bool)>) -> Vec<Key> {
-    keys.into_iter().map(|(id, seals)| Key { id, seals }).collect()
+    keys.into_iter()
+        .map(|(id, seals)| Key { id, seals })
+        .collect()
 }
 
 fn status(app: &App) -> Status {
@@ -116,7 +122,6 @@ fn status(app: &App) -> Status {
 
 /// What of the settings helps to understand a node from afar. Nothing that says how to get in anywhere.
 fn settings(config: &crate::config::Config) -> serde_json::Value {
-    let seconds = |duration: Duration| format!("{}", humantime(duration));
     json!({
         "http_unix": config.http.unix,
         "http_tcp": config.http.tcp,
@@ -124,17 +129,22 @@ fn settings(config: &crate::config::Config) -> serde_json::Value {
         "replica_dir": config.replica.dir,
         "replica_tenants": config.replica.tenants,
         "cache_max_bytes": config.cache.max_bytes.as_u64(),
-        "heartbeat_every": seconds(config.feed.heartbeat_every),
-        "heartbeat_timeout": seconds(config.feed.heartbeat_timeout),
-        "stale_after": seconds(config.feed.stale_after),
-        "reconcile_every": seconds(config.feed.reconcile_every),
-        "refuse_credentials_after": seconds(config.feed.refuse_credentials_after),
+        "heartbeat_every": shown(config.feed.heartbeat_every),
+        "heartbeat_timeout": shown(config.feed.heartbeat_timeout),
+        "stale_after": shown(config.feed.stale_after),
+        "reconcile_every": shown(config.feed.reconcile_every),
+        "refuse_credentials_after": shown(config.feed.refuse_credentials_after),
         "hold_if_lost_percent": config.feed.hold_if_lost_percent,
     })
 }
 
-fn humantime(duration: Duration) -> String {
-    if duration.subsec_millis() == 0 { format!("{}s", duration.as_secs()) } else { format!("{}ms", duration.as_millis()) }
+/// As the settings would have it.
+fn shown(duration: Duration) -> String {
+    if duration.subsec_millis() == 0 {
+        format!("{}s", duration.as_secs())
+    } else {
+        format!("{}ms", duration.as_millis())
+    }
 }
 
 /// The body of a refresh. Exactly one of `scope`, `tenant` and `number`.
@@ -173,18 +183,30 @@ fn order(body: &[u8], dialling: &Dialling) -> Result<(Refresh, bool), Fail> {
         (None, Some(tenant), None) if (1..=255).contains(&tenant.len()) => Scope::Tenant(tenant),
         (None, Some(_), None) => return Err(bad("tenant must be a slug or an id")),
         (None, None, Some(number)) => Scope::Number(
-            number::normalise(&number, dialling).map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?,
+            number::normalise(&number, dialling)
+                .map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?,
         ),
-        _ => return Err(bad("exactly one of scope, tenant and number says what to refresh")),
+        _ => {
+            return Err(bad(
+                "exactly one of scope, tenant and number says what to refresh",
+            ));
+        }
     };
     let at_least = match body.at_least {
         None => None,
         Some(Xid::Number(xid)) => Some(xid),
-        Some(Xid::Text(xid)) => {
-            Some(xid.parse().map_err(|_| bad("at_least must be a transaction id as pg_current_xact_id() tells it"))?)
-        }
+        Some(Xid::Text(xid)) => Some(xid.parse().map_err(|_| {
+            bad("at_least must be a transaction id as pg_current_xact_id() tells it")
+        })?),
     };
-    Ok((Refresh { scope, at_least, accept_loss: body.accept_loss }, body.wait))
+    Ok((
+        Refresh {
+            scope,
+            at_least,
+            accept_loss: body.accept_loss,
+        },
+        body.wait,
+    ))
 }
 
 fn bad(message: impl Into<String>) -> Fail {
@@ -200,7 +222,11 @@ async fn refresh(app: &App, dialling: &Dialling, asked: &Asked) -> Reply {
         Ok(order) => order,
         Err(fail) => return fail.reply(Form::Json),
     };
-    let limit = if refresh.scope == Scope::All { LONG } else { QUICK };
+    let limit = if refresh.scope == Scope::All {
+        LONG
+    } else {
+        QUICK
+    };
     tracing::info!(
         scope = match refresh.scope {
             Scope::All => "all",
@@ -245,10 +271,18 @@ async fn reload_keys(app: &App) -> Reply {
             tracing::info!(keys = now.len(), "keyring read again");
             Reply::json(&json!({"status": "ok", "keys": keys(now)}))
         }
-        Ok(Err(err)) => {
-            failure(StatusCode::CONFLICT, Form::Json, "bad_keyring", &chain(&err))
-        }
-        Err(_) => failure(StatusCode::INTERNAL_SERVER_ERROR, Form::Json, "internal", "the daemon's log says why"),
+        Ok(Err(err)) => failure(
+            StatusCode::CONFLICT,
+            Form::Json,
+            "bad_keyring",
+            &chain(&err),
+        ),
+        Err(_) => failure(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            Form::Json,
+            "internal",
+            "the daemon's log says why",
+        ),
     }
 }
 
@@ -295,11 +329,18 @@ fn refused(err: &OrderError) -> Reply {
         OrderError::OtherDatabase => (StatusCode::CONFLICT, "other_database"),
     };
     let reply = failure(code, Form::Json, status, &err.to_string());
-    if code == StatusCode::SERVICE_UNAVAILABLE { reply.with(header::RETRY_AFTER, "1") } else { reply }
+    if code == StatusCode::SERVICE_UNAVAILABLE {
+        reply.with(header::RETRY_AFTER, "1")
+    } else {
+        reply
+    }
 }
 
 fn late(limit: Duration) -> Reply {
-    let message = format!("not done within {} s; it goes on, see the status", limit.as_secs());
+    let message = format!(
+        "not done within {} s; it goes on, see the status",
+        limit.as_secs()
+    );
     failure(StatusCode::GATEWAY_TIMEOUT, Form::Json, "timeout", &message)
 }
 
@@ -313,21 +354,56 @@ mod tests {
 
     #[test]
     fn a_refresh_names_one_thing_and_waits_only_when_asked() {
-        let all = Refresh { scope: Scope::All, at_least: None, accept_loss: false };
+        let all = Refresh {
+            scope: Scope::All,
+            at_least: None,
+            accept_loss: false,
+        };
         assert_eq!(ordered(r#"{"scope":"all"}"#), Ok((all.clone(), false)));
-        let tenant = Refresh { scope: Scope::Tenant("acme".into()), at_least: Some(77), accept_loss: true };
-        assert_eq!(ordered(r#"{"tenant":"acme","wait":true,"at_least":"77","accept_loss":true}"#), Ok((tenant, true)));
-        assert_eq!(ordered(r#"{"scope":"all","at_least":5}"#), Ok((Refresh { at_least: Some(5), ..all }, false)));
+        let tenant = Refresh {
+            scope: Scope::Tenant("acme".into()),
+            at_least: Some(77),
+            accept_loss: true,
+        };
+        assert_eq!(
+            ordered(r#"{"tenant":"acme","wait":true,"at_least":"77","accept_loss":true}"#),
+            Ok((tenant, true))
+        );
+        assert_eq!(
+            ordered(r#"{"scope":"all","at_least":5}"#),
+            Ok((
+                Refresh {
+                    at_least: Some(5),
+                    ..all
+                },
+                false
+            ))
+        );
         let number = crate::number::normalise("+14155550100", &Dialling::default()).unwrap();
-        let number = Refresh { scope: Scope::Number(number), at_least: None, accept_loss: false };
-        assert_eq!(ordered(r#"{"number":"tel:+1-415-555-0100"}"#), Ok((number, false)));
+        let number = Refresh {
+            scope: Scope::Number(number),
+            at_least: None,
+            accept_loss: false,
+        };
+        assert_eq!(
+            ordered(r#"{"number":"tel:+1-415-555-0100"}"#),
+            Ok((number, false))
+        );
     }
 
     #[test]
     fn a_refresh_that_is_not_understood_in_full_is_refused() {
         for body in [
-            "", "{}", "[]", r#"{"scope":"some"}"#, r#"{"scope":"all","tenant":"acme"}"#, r#"{"tenant":""}"#, r#"{"tenant":"a","number":"+1"}"#,
-            r#"{"scope":"all","at_least":"soon"}"#, r#"{"scope":"all","at_least":-1}"#, r#"{"scope":"all","wait":"yes"}"#,
+            "",
+            "{}",
+            "[]",
+            r#"{"scope":"some"}"#,
+            r#"{"scope":"all","tenant":"acme"}"#,
+            r#"{"tenant":""}"#,
+            r#"{"tenant":"a","number":"+1"}"#,
+            r#"{"scope":"all","at_least":"soon"}"#,
+            r#"{"scope":"all","at_least":-1}"#,
+            r#"{"scope":"all","wait":"yes"}"#,
             r#"{"scope":"all","acept_loss":true}"#,
         ] {
             assert_eq!(ordered(body), Err(Outcome::BadRequest), "{body}");
@@ -338,20 +414,35 @@ mod tests {
     #[test]
     fn each_refused_order_has_a_code_of_its_own() {
         let errors = [
-            OrderError::Busy, OrderError::Unreachable("x".into()), OrderError::NoSuchTenant, OrderError::NotReached(7),
-            OrderError::OtherDatabase, OrderError::Stopping,
+            OrderError::Busy,
+            OrderError::Unreachable("x".into()),
+            OrderError::NoSuchTenant,
+            OrderError::NotReached(7),
+            OrderError::OtherDatabase,
+            OrderError::Stopping,
         ];
         let told: Vec<(u16, String)> = errors
             .iter()
             .map(|err| {
                 let reply = refused(err);
                 let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
-                (reply.code.as_u16(), body["status"].as_str().unwrap().to_owned())
+                (
+                    reply.code.as_u16(),
+                    body["status"].as_str().unwrap().to_owned(),
+                )
             })
             .collect();
         let expected = [
-            (503, "overloaded"), (503, "not_ready"), (404, "unknown_tenant"), (409, "not_reached"), (409, "other_database"), (503, "stopping"),
+            (503, "overloaded"),
+            (503, "not_ready"),
+            (404, "unknown_tenant"),
+            (409, "not_reached"),
+            (409, "other_database"),
+            (503, "stopping"),
         ];
-        assert_eq!(told, expected.map(|(code, status)| (code, status.to_owned())));
+        assert_eq!(
+            told,
+            expected.map(|(code, status)| (code, status.to_owned()))
+        );
     }
 }

@@ -25,10 +25,19 @@ struct Window {
 impl Audit {
     /// A caller was refused.
     pub(super) fn refused(&self, caller: &Caller, what: &str) {
-        let Some(unwritten) = self.line(Instant::now()) else { return };
+        let Some(unwritten) = self.line(Instant::now()) else {
+            return;
+        };
         match caller {
             Caller::Unix(peer) => {
-                tracing::warn!(uid = peer.uid, gid = peer.gid, pid = peer.pid, what, unwritten, "access refused");
+                tracing::warn!(
+                    uid = peer.uid,
+                    gid = peer.gid,
+                    pid = peer.pid,
+                    what,
+                    unwritten,
+                    "access refused"
+                );
             }
             Caller::Tcp => tracing::warn!(over = "tcp", what, unwritten, "access refused"),
         }
@@ -38,9 +47,15 @@ impl Audit {
     fn line(&self, now: Instant) -> Option<u64> {
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut unwritten = 0;
-        if window.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= WINDOW) {
+        if window
+            .begun
+            .is_none_or(|begun| now.saturating_duration_since(begun) >= WINDOW)
+        {
             unwritten = window.refused.saturating_sub(MOST_LINES);
-            *window = Window { begun: Some(now), refused: 0 };
+            *window = Window {
+                begun: Some(now),
+                refused: 0,
+            };
         }
         window.refused = window.refused.saturating_add(1);
         (window.refused <= MOST_LINES).then_some(unwritten)

@@ -11,8 +11,16 @@ use crate::metrics::Outcome;
 
 /// Checks the request's authority, `Host` and `Origin`: each, where given, must name the loopback.
 pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<(), Fail> {
-    let forbidden = |what: &str| Err(Fail::new(Outcome::Forbidden, format!("{what} must name localhost or a loopback address")));
-    if uri.authority().is_some_and(|authority| !is_loopback(authority.as_str())) {
+    let forbidden = |what: &str| {
+        Err(Fail::new(
+            Outcome::Forbidden,
+            format!("{what} must name localhost or a loopback address"),
+        ))
+    };
+    if uri
+        .authority()
+        .is_some_and(|authority| !is_loopback(authority.as_str()))
+    {
         return forbidden("the target");
     }
     let mut hosts = headers.get_all(header::HOST).iter();
@@ -25,7 +33,9 @@ pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<
     }
     for origin in headers.get_all(header::ORIGIN) {
         let host = origin.to_str().ok().and_then(|origin| {
-            origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"))
+            origin
+                .strip_prefix("http://")
+                .or_else(|| origin.strip_prefix("https://"))
         });
         if !host.is_some_and(is_loopback) {
             return forbidden("Origin");
@@ -40,13 +50,22 @@ fn is_loopback(authority: &str) -> bool {
         Some((host, port)) if !port.contains(']') => (host, Some(port)),
         _ => (authority, None),
     };
-    if port.is_some_and(|port| !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err()) {
+    if port.is_some_and(|port| {
+        !port.bytes().all(|b| b.is_ascii_digit()) || port.parse::<u16>().is_err()
+    }) {
         return false;
     }
-    let v6 = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+    let v6 = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
     host.eq_ignore_ascii_case("localhost")
-        || host.parse::<Ipv4Addr>().is_ok_and(|address| address.is_loopback())
-        || v6.is_some_and(|host| host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_loopback()))
+        || host
+            .parse::<Ipv4Addr>()
+            .is_ok_and(|address| address.is_loopback())
+        || v6.is_some_and(|host| {
+            host.parse::<Ipv6Addr>()
+                .is_ok_and(|address| address.is_loopback())
+        })
 }
 
 #[cfg(test)]
@@ -56,49 +75,106 @@ mod tests {
     fn outcome(version: Version, target: &str, headers: &[(&str, &str)]) -> Option<Outcome> {
         let mut map = HeaderMap::new();
         for (name, value) in headers {
-            map.append(hyper::header::HeaderName::from_bytes(name.as_bytes()).unwrap(), value.parse().unwrap());
+            map.append(
+                hyper::header::HeaderName::from_bytes(name.as_bytes()).unwrap(),
+                value.parse().unwrap(),
+            );
         }
-        check(&map, &target.parse().unwrap(), version).err().map(|fail| fail.outcome)
+        check(&map, &target.parse().unwrap(), version)
+            .err()
+            .map(|fail| fail.outcome)
     }
 
     #[test]
     fn a_loopback_host_is_let_through_with_and_without_a_port() {
-        for host in ["localhost", "LocalHost:8377", "127.0.0.1", "127.8.9.1:80", "[::1]", "[::1]:8377"] {
-            assert_eq!(outcome(Version::HTTP_11, "/", &[("host", host)]), None, "{host}");
+        for host in [
+            "localhost",
+            "LocalHost:8377",
+            "127.0.0.1",
+            "127.8.9.1:80",
+            "[::1]",
+            "[::1]:8377",
+        ] {
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                None,
+                "{host}"
+            );
         }
     }
 
     #[test]
     fn any_other_host_is_forbidden() {
         for host in [
-            "", "evil.example", "localhost.evil.example", "localhost:", "localhost:x", "localhost:99999", "127.0.0.1.nip.io",
-            "128.0.0.1", "0.0.0.0", "[::2]", "::1", "[::1", "user@localhost", "localhost:+80", "127.1",
+            "",
+            "evil.example",
+            "localhost.evil.example",
+            "localhost:",
+            "localhost:x",
+            "localhost:99999",
+            "127.0.0.1.nip.io",
+            "128.0.0.1",
+            "0.0.0.0",
+            "[::2]",
+            "::1",
+            "[::1",
+            "user@localhost",
+            "localhost:+80",
+            "127.1",
         ] {
-            assert_eq!(outcome(Version::HTTP_11, "/", &[("host", host)]), Some(Outcome::Forbidden), "{host}");
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                Some(Outcome::Forbidden),
+                "{host}"
+            );
         }
     }
 
     #[test]
     fn the_host_may_be_missing_only_in_http_1_0_and_is_never_given_twice() {
         assert_eq!(outcome(Version::HTTP_10, "/", &[]), None);
-        assert_eq!(outcome(Version::HTTP_11, "/", &[]), Some(Outcome::BadRequest));
+        assert_eq!(
+            outcome(Version::HTTP_11, "/", &[]),
+            Some(Outcome::BadRequest)
+        );
         let twice = [("host", "localhost"), ("host", "localhost")];
-        assert_eq!(outcome(Version::HTTP_11, "/", &twice), Some(Outcome::BadRequest));
+        assert_eq!(
+            outcome(Version::HTTP_11, "/", &twice),
+            Some(Outcome::BadRequest)
+        );
     }
 
     #[test]
     fn a_target_with_another_authority_is_forbidden() {
         let host = [("host", "localhost")];
-        assert_eq!(outcome(Version::HTTP_11, "http://evil.example/v1/lookup", &host), Some(Outcome::Forbidden));
-        assert_eq!(outcome(Version::HTTP_11, "http://localhost:8377/v1/lookup", &host), None);
+        assert_eq!(
+            outcome(Version::HTTP_11, "http://evil.example/v1/lookup", &host),
+            Some(Outcome::Forbidden)
+        );
+        assert_eq!(
+            outcome(Version::HTTP_11, "http://localhost:8377/v1/lookup", &host),
+            None
+        );
     }
 
     #[test]
     fn an_origin_must_be_a_page_of_this_host() {
-        let with = |origin| outcome(Version::HTTP_11, "/", &[("host", "localhost"), ("origin", origin)]);
+        let with = |origin| {
+            outcome(
+                Version::HTTP_11,
+                "/",
+                &[("host", "localhost"), ("origin", origin)],
+            )
+        };
         assert_eq!(with("http://localhost:3000"), None);
         assert_eq!(with("https://127.0.0.1"), None);
-        for origin in ["null", "http://evil.example", "file://", "http://localhost.evil.example", ""] {
+        for origin in [
+            "null",
+            "http://evil.example",
+            "file://",
+            "http://localhost.evil.example",
+            "",
+        ] {
             assert_eq!(with(origin), Some(Outcome::Forbidden), "{origin}");
         }
     }

@@ -129,7 +129,11 @@ impl Read {
         if self.phase == Phase::Answered {
             let now = Instant::now();
             let begun = self.bodiless && self.since_head > 0;
-            self.phase = if begun { Phase::Head(now) } else { Phase::Idle(now) };
+            self.phase = if begun {
+                Phase::Head(now)
+            } else {
+                Phase::Idle(now)
+            };
         }
         if self.phase != Phase::Busy {
             self.heads = 0;
@@ -185,13 +189,23 @@ pub(super) struct Line {
 impl Line {
     pub(super) fn new(stream: Stream, progress: Progress, ends: Ends) -> Self {
         let reading = Box::pin(tokio::time::sleep(ends.idle_timeout));
-        Self { stream, progress, ends, shut: false, reading, writing: None, waiting: None }
+        Self {
+            stream,
+            progress,
+            ends,
+            shut: false,
+            reading,
+            writing: None,
+            waiting: None,
+        }
     }
 
     /// Whether this connection has to give way to others. One that waits anew stands last.
     fn is_crowded_out(&mut self, cx: &mut Context<'_>) -> bool {
         let crowd = &self.ends.crowd;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(crowd.clone().notified_owned()));
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| Box::pin(crowd.clone().notified_owned()));
         let crowded_out = waiting.as_mut().poll(cx).is_ready();
         if crowded_out {
             self.waiting = None;
@@ -201,7 +215,9 @@ impl Line {
 
     /// Whether so much time has passed; else wakes the task then.
     fn is_over(&mut self, since: Instant, limit: Duration, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = since.checked_add(limit) else { return false };
+        let Some(deadline) = since.checked_add(limit) else {
+            return false;
+        };
         if self.reading.deadline() != deadline {
             self.reading.as_mut().reset(deadline);
         }
@@ -209,25 +225,41 @@ impl Line {
     }
 
     /// What follows a write that could not go on, or did.
-    fn stalled<T>(&mut self, written: Poll<io::Result<T>>, cx: &mut Context<'_>) -> Poll<io::Result<T>> {
+    fn stalled<T>(
+        &mut self,
+        written: Poll<io::Result<T>>,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.writing = None;
             self.waiting = None;
             return written;
         }
-        let clock = self.writing.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+        let clock = self
+            .writing
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
         let over = clock.as_mut().poll(cx).is_ready();
-        if over || self.is_crowded_out(cx) { Poll::Ready(Err(io::ErrorKind::TimedOut.into())) } else { Poll::Pending }
+        if over || self.is_crowded_out(cx) {
+            Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+        } else {
+            Poll::Pending
+        }
     }
 }
 
 impl AsyncRead for Line {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let line = self.get_mut();
         let phase = line.progress.lock().asked();
         let (before, room) = (buf.filled().len(), buf.remaining());
         if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
-            line.progress.lock().read(buf.filled().get(before..).unwrap_or_default(), room);
+            line.progress
+                .lock()
+                .read(buf.filled().get(before..).unwrap_or_default(), room);
             line.waiting = None;
             return Poll::Ready(done);
         }
@@ -239,12 +271,20 @@ impl AsyncRead for Line {
             Phase::Busy | Phase::Answered => Poll::Pending,
             Phase::Head(since) => {
                 let over = line.is_over(since, line.ends.header_timeout, cx);
-                if over || crowded_out { given_up } else { Poll::Pending }
+                if over || crowded_out {
+                    given_up
+                } else {
+                    Poll::Pending
+                }
             }
             Phase::Idle(since) => {
                 let stopping = line.ends.stop.is_cancelled();
                 let fresh = line.progress.lock().fresh;
-                let limit = if stopping && fresh { FIRST_REQUEST } else { line.ends.idle_timeout };
+                let limit = if stopping && fresh {
+                    FIRST_REQUEST
+                } else {
+                    line.ends.idle_timeout
+                };
                 let over = line.is_over(since, limit, cx) || crowded_out || (stopping && !fresh);
                 if over && !line.shut {
                     line.shut = true;
@@ -258,7 +298,11 @@ impl AsyncRead for Line {
 }
 
 impl AsyncWrite for Line {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let line = self.get_mut();
         let written = on!(&mut line.stream, poll_write(cx, buf));
         line.stalled(written, cx)
@@ -304,7 +348,11 @@ mod tests {
 
     #[tokio::test]
     async fn an_answered_request_with_nothing_behind_it_may_be_the_last() {
-        for pieces in [&["GET / HTTP/1.1\r\nHost: x\r\n\r\n"][..], &["GET / HTTP/1.1\r", "\nHost: x\r\n", "\r", "\n"], &["GET /\n\n"]] {
+        for pieces in [
+            &["GET / HTTP/1.1\r\nHost: x\r\n\r\n"][..],
+            &["GET / HTTP/1.1\r", "\nHost: x\r\n", "\r", "\n"],
+            &["GET /\n\n"],
+        ] {
             let progress = read(pieces);
             progress.begin(true);
             assert!(progress.end(Some(0)), "{pieces:?}");

@@ -39,7 +39,9 @@ pub enum BindError {
         what: &'static str,
     },
     /// Something else stands there.
-    #[error("{key} {path}: something stands there that is no socket; remove it or choose another path")]
+    #[error(
+        "{key} {path}: something stands there that is no socket; remove it or choose another path"
+    )]
     NoSocket {
         /// The setting.
         key: &'static str,
@@ -47,7 +49,9 @@ pub enum BindError {
         path: PathBuf,
     },
     /// The directory lets anyone put a socket of their own in our place.
-    #[error("{key} {path}: anyone may write to its directory; take that right away or choose another directory")]
+    #[error(
+        "{key} {path}: anyone may write to its directory; take that right away or choose another directory"
+    )]
     OpenDirectory {
         /// The setting.
         key: &'static str,
@@ -55,7 +59,9 @@ pub enum BindError {
         path: PathBuf,
     },
     /// No group of that name.
-    #[error("http.unix_group: no group {name:?} in /etc/group; create it, or name it by its number")]
+    #[error(
+        "http.unix_group: no group {name:?} in /etc/group; create it, or name it by its number"
+    )]
     NoGroup {
         /// The setting's value.
         name: String,
@@ -117,7 +123,8 @@ struct Own {
 
 impl Drop for Own {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.inode) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|file| (file.dev(), file.ino()) == self.inode)
+        {
             // Nobody is told when this fails: the next start finds a socket on which nobody answers.
             let _ = fs::remove_file(&self.path);
         }
@@ -154,7 +161,9 @@ impl Door {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         match &self.listener {
             Listener::Unix(listener) => {
-                let stream = std::os::unix::net::UnixStream::from(rustix::net::accept_with(listener, flags)?);
+                let stream = std::os::unix::net::UnixStream::from(rustix::net::accept_with(
+                    listener, flags,
+                )?);
                 Ok(Stream::Unix(UnixStream::from_std(stream)?))
             }
             Listener::Tcp(listener) => {
@@ -171,14 +180,24 @@ impl Door {
         let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid());
         let mut groups = Vec::new();
         if with_groups {
-            match pid.filter(|pid| *pid > 0).and_then(|pid| supplementary(pid, uid, gid)) {
+            match pid
+                .filter(|pid| *pid > 0)
+                .and_then(|pid| supplementary(pid, uid, gid))
+            {
                 Some(read) => groups = read,
                 // Where /proc is hidden: whom the kernel let in, and who is neither root nor the owner, is of the group.
-                None if self.closed_to_others && uid != 0 && uid != self.owner => groups.extend(self.group),
+                None if self.closed_to_others && uid != 0 && uid != self.owner => {
+                    groups.extend(self.group)
+                }
                 None => {}
             }
         }
-        Ok(Peer { uid, gid, groups, pid })
+        Ok(Peer {
+            uid,
+            gid,
+            groups,
+            pid,
+        })
     }
 }
 
@@ -187,7 +206,11 @@ fn supplementary(pid: i32, uid: u32, gid: u32) -> Option<Vec<u32>> {
     use std::io::Read;
     let mut status = Vec::new();
     let most = u64::try_from(MOST_STATUS_BYTES).ok()?;
-    File::open(format!("/proc/{pid}/status")).ok()?.take(most).read_to_end(&mut status).ok()?;
+    File::open(format!("/proc/{pid}/status"))
+        .ok()?
+        .take(most)
+        .read_to_end(&mut status)
+        .ok()?;
     access::groups_in_status(&String::from_utf8_lossy(&status), uid, gid)
 }
 
@@ -200,14 +223,25 @@ pub(super) struct Opened {
 
 /// Takes what systemd passes and makes the rest.
 pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> {
-    let mut opened = Opened { call: Vec::new(), admin: None };
+    let mut opened = Opened {
+        call: Vec::new(),
+        admin: None,
+    };
     for (fd, name) in passed()? {
         let door = adopt(fd, &name)?;
-        match (name.strip_suffix(".socket").unwrap_or(&name), &door.listener) {
+        match (
+            name.strip_suffix(".socket").unwrap_or(&name),
+            &door.listener,
+        ) {
             ("sidetone", _) => opened.call.push(door),
-            ("sidetone-admin", Listener::Unix(_)) if opened.admin.is_none() => opened.admin = Some(door),
+            ("sidetone-admin", Listener::Unix(_)) if opened.admin.is_none() => {
+                opened.admin = Some(door)
+            }
             ("sidetone-admin", _) => {
-                return Err(BindError::Passed { name, what: "must be one Unix socket; see ListenStream in its unit" });
+                return Err(BindError::Passed {
+                    name,
+                    what: "must be one Unix socket; see ListenStream in its unit",
+                });
             }
             _ => {
                 let what = "is not known by that name; set FileDescriptorName to sidetone or sidetone-admin";
@@ -215,21 +249,43 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             }
         }
     }
-    let has = |doors: &[Door], unix: bool| doors.iter().any(|door| matches!(door.listener, Listener::Unix(_)) == unix);
-    let HttpConfig { unix, unix_mode, unix_group, tcp, .. } = &config.http;
+    let has = |doors: &[Door], unix: bool| {
+        doors
+            .iter()
+            .any(|door| matches!(door.listener, Listener::Unix(_)) == unix)
+    };
+    let HttpConfig {
+        unix,
+        unix_mode,
+        unix_group,
+        tcp,
+        ..
+    } = &config.http;
     if !unix.as_os_str().is_empty() && !has(&opened.call, true) {
         let group = match unix_group.as_str() {
             "" => None,
-            name => Some(names.group(name).ok_or_else(|| BindError::NoGroup { name: name.to_owned() })?),
+            name => Some(names.group(name).ok_or_else(|| BindError::NoGroup {
+                name: name.to_owned(),
+            })?),
         };
-        opened.call.push(unix_door("http.unix", unix, *unix_mode, group, 0o755)?);
+        opened
+            .call
+            .push(unix_door("http.unix", unix, *unix_mode, group, 0o755)?);
     }
     if !tcp.is_empty() && !has(&opened.call, false) {
         opened.call.push(tcp_door(tcp)?);
     }
-    let AdminConfig { unix, unix_mode, .. } = &config.admin;
+    let AdminConfig {
+        unix, unix_mode, ..
+    } = &config.admin;
     if !unix.as_os_str().is_empty() && opened.admin.is_none() {
-        let directory = if unix_mode.0 & 0o007 != 0 { 0o755 } else if unix_mode.0 & 0o070 != 0 { 0o750 } else { 0o700 };
+        let directory = if unix_mode.0 & 0o007 != 0 {
+            0o755
+        } else if unix_mode.0 & 0o070 != 0 {
+            0o750
+        } else {
+            0o700
+        };
         opened.admin = Some(unix_door("admin.unix", unix, *unix_mode, None, directory)?);
     }
     Ok(opened)
@@ -244,35 +300,63 @@ fn unix_door(
     directory_mode: u32,
 ) -> Result<Door, BindError> {
     let at = || path.display().to_string();
-    let system = |step| move |source| BindError::System { key, at: path.display().to_string(), step, source };
+    let system = |step| {
+        move |source| BindError::System {
+            key,
+            at: path.display().to_string(),
+            step,
+            source,
+        }
+    };
     let errno = |step| move |err: rustix::io::Errno| system(step)(err.into());
 
     directory(key, path, directory_mode)?;
     let lock = lock(path).map_err(system("open its lock file"))?;
     match rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(BindError::InUse { key, at: at(), what: "path" }),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            return Err(BindError::InUse {
+                key,
+                at: at(),
+                what: "path",
+            });
+        }
         Err(err) => return Err(errno("lock its lock file")(err)),
     }
     match fs::symlink_metadata(path) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {}
         Err(err) => return Err(system("look at what stands there")(err)),
         Ok(file) if !file.file_type().is_socket() => {
-            return Err(BindError::NoSocket { key, path: path.to_owned() });
+            return Err(BindError::NoSocket {
+                key,
+                path: path.to_owned(),
+            });
         }
         Ok(_) if is_answered(path).map_err(system("ask whether anybody answers there"))? => {
-            return Err(BindError::InUse { key, at: at(), what: "path" });
+            return Err(BindError::InUse {
+                key,
+                at: at(),
+                what: "path",
+            });
         }
-        Ok(_) => fs::remove_file(path).map_err(system("remove the socket on which nobody answers"))?,
+        Ok(_) => {
+            fs::remove_file(path).map_err(system("remove the socket on which nobody answers"))?
+        }
     }
 
     let socket = UnixSocket::new_stream().map_err(system("make a socket"))?;
     socket.bind(path).map_err(system("bind"))?;
     // From here on the file is ours to remove, but nobody can connect before `listen`.
     let file = fs::symlink_metadata(path).map_err(system("look at the new socket"))?;
-    let own = Own { path: path.to_owned(), inode: (file.dev(), file.ino()), _lock: lock };
+    let own = Own {
+        path: path.to_owned(),
+        inode: (file.dev(), file.ino()),
+        _lock: lock,
+    };
     if let Some(group) = group {
-        std::os::unix::fs::lchown(path, None, Some(group)).map_err(system("give it to http.unix_group; is the daemon's user a member of it?"))?;
+        std::os::unix::fs::lchown(path, None, Some(group)).map_err(system(
+            "give it to http.unix_group; is the daemon's user a member of it?",
+        ))?;
     }
     fs::set_permissions(path, Permissions::from_mode(mode.0)).map_err(system("set its mode"))?;
     let file = fs::symlink_metadata(path).map_err(system("look at the new socket"))?;
@@ -289,19 +373,40 @@ fn unix_door(
 
 /// Makes the directory where it is missing, and refuses one in which anybody could put a socket in our place.
 fn directory(key: &'static str, path: &Path, mode: u32) -> Result<(), BindError> {
-    let system = |step| move |source| BindError::System { key, at: path.display().to_string(), step, source };
-    let Some(directory) = path.parent() else { return Ok(()) };
+    let system = |step| {
+        move |source| BindError::System {
+            key,
+            at: path.display().to_string(),
+            step,
+            source,
+        }
+    };
+    let Some(directory) = path.parent() else {
+        return Ok(());
+    };
     let found = match fs::metadata(directory) {
         Err(err) if err.kind() == io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o755).create(directory).map_err(system("make its directory"))?;
-            fs::set_permissions(directory, Permissions::from_mode(mode)).map_err(system("set its directory's mode"))?;
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o755)
+                .create(directory)
+                .map_err(system("make its directory"))?;
+            fs::set_permissions(directory, Permissions::from_mode(mode))
+                .map_err(system("set its directory's mode"))?;
             fs::metadata(directory)
         }
         found => found,
     };
     let found = found.map_err(system("look at its directory"))?;
     let anyone = found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0;
-    if anyone { Err(BindError::OpenDirectory { key, path: path.to_owned() }) } else { Ok(()) }
+    if anyone {
+        Err(BindError::OpenDirectory {
+            key,
+            path: path.to_owned(),
+        })
+    } else {
+        Ok(())
+    }
 }
 
 /// The file beside a socket that its process holds locked. It stays: removing it would let two in.
@@ -332,16 +437,33 @@ fn is_answered(path: &Path) -> io::Result<bool> {
 
 fn tcp_door(tcp: &str) -> Result<Door, BindError> {
     let key = "http.tcp";
-    let system = |step| move |source| BindError::System { key, at: tcp.to_owned(), step, source };
+    let system = |step| {
+        move |source| BindError::System {
+            key,
+            at: tcp.to_owned(),
+            step,
+            source,
+        }
+    };
     let address: SocketAddr = tcp
         .parse()
         .map_err(|_| system("read the address")(io::ErrorKind::InvalidInput.into()))?;
-    let socket = if address.is_ipv4() { tokio::net::TcpSocket::new_v4() } else { tokio::net::TcpSocket::new_v6() };
+    let socket = if address.is_ipv4() {
+        tokio::net::TcpSocket::new_v4()
+    } else {
+        tokio::net::TcpSocket::new_v6()
+    };
     let socket = socket.map_err(system("make a socket"))?;
     // A port that an earlier process just left can be taken again; one that is in use cannot.
-    socket.set_reuseaddr(true).map_err(system("set an option"))?;
+    socket
+        .set_reuseaddr(true)
+        .map_err(system("set an option"))?;
     let in_use = |err: io::Error| match err.kind() {
-        io::ErrorKind::AddrInUse => BindError::InUse { key, at: tcp.to_owned(), what: "port" },
+        io::ErrorKind::AddrInUse => BindError::InUse {
+            key,
+            at: tcp.to_owned(),
+            what: "port",
+        },
         _ => system("bind")(err),
     };
     socket.bind(address).map_err(in_use)?;
@@ -350,28 +472,53 @@ fn tcp_door(tcp: &str) -> Result<Door, BindError> {
 }
 
 fn over_tcp(listener: TcpListener) -> Door {
-    let name = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    Door { listener: Listener::Tcp(listener), name, group: None, closed_to_others: false, owner: 0, own: None }
+    let name = listener
+        .local_addr()
+        .map(|address| address.to_string())
+        .unwrap_or_default();
+    Door {
+        listener: Listener::Tcp(listener),
+        name,
+        group: None,
+        closed_to_others: false,
+        owner: 0,
+        own: None,
+    }
 }
 
 /// A socket that systemd holds.
 pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
-    let wrong = |what| BindError::Passed { name: name.to_owned(), what };
+    let wrong = |what| BindError::Passed {
+        name: name.to_owned(),
+        what,
+    };
     let unusable = |_| wrong("cannot be used");
-    if sockopt::socket_type(&fd) != Ok(SocketType::STREAM) || sockopt::socket_acceptconn(&fd) != Ok(true) {
-        return Err(wrong("is no listening stream socket; see ListenStream and Accept=no in its unit"));
+    if sockopt::socket_type(&fd) != Ok(SocketType::STREAM)
+        || sockopt::socket_acceptconn(&fd) != Ok(true)
+    {
+        return Err(wrong(
+            "is no listening stream socket; see ListenStream and Accept=no in its unit",
+        ));
     }
     match sockopt::socket_domain(&fd) {
         Ok(AddressFamily::UNIX) => {
             let listener = std::os::unix::net::UnixListener::from(fd);
             listener.set_nonblocking(true).map_err(unusable)?;
-            let path = listener.local_addr().ok().and_then(|address| Some(address.as_pathname()?.to_owned()));
+            let path = listener
+                .local_addr()
+                .ok()
+                .and_then(|address| Some(address.as_pathname()?.to_owned()));
             let file = path.as_ref().and_then(|path| fs::metadata(path).ok());
             let mode = file.as_ref().map_or(0, MetadataExt::mode);
             Ok(Door {
                 listener: Listener::Unix(UnixListener::from_std(listener).map_err(unusable)?),
-                name: path.map(|path| path.display().to_string()).unwrap_or_default(),
-                group: file.as_ref().map(MetadataExt::gid).filter(|_| mode & 0o020 != 0),
+                name: path
+                    .map(|path| path.display().to_string())
+                    .unwrap_or_default(),
+                group: file
+                    .as_ref()
+                    .map(MetadataExt::gid)
+                    .filter(|_| mode & 0o020 != 0),
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
                 own: None,
@@ -380,8 +527,13 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
         Ok(AddressFamily::INET | AddressFamily::INET6) => {
             let listener = std::net::TcpListener::from(fd);
             listener.set_nonblocking(true).map_err(unusable)?;
-            if !listener.local_addr().is_ok_and(|address| address.ip().is_loopback()) {
-                return Err(wrong("is not at a loopback address; what stands there is answered without asking who calls"));
+            if !listener
+                .local_addr()
+                .is_ok_and(|address| address.ip().is_loopback())
+            {
+                return Err(wrong(
+                    "is not at a loopback address; what stands there is answered without asking who calls",
+                ));
             }
             Ok(over_tcp(TcpListener::from_std(listener).map_err(unusable)?))
         }
@@ -418,5 +570,9 @@ pub(super) fn problems(config: &Config, names: &Names) -> Vec<Problem> {
         return Vec::new();
     }
     let what = format!("no group {name:?} in /etc/group; create it, or name it by its number");
-    vec![Problem { place: String::new(), key: "http.unix_group".to_owned(), what }]
+    vec![Problem {
+        place: String::new(),
+        key: "http.unix_group".to_owned(),
+        what,
+    }]
 }

@@ -1,7 +1,7 @@
 //! The question of a call ⇄ bytes: routes of the call side, who may ask them, and what each error is called.
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::time::Instant;
 
@@ -11,10 +11,10 @@ use jiff::Timestamp;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use super::params::{self, Question};
-use super::wire::{Asked, Fail, Form, Reply, not_allowed};
 use super::App;
 use super::audit::Audit;
+use super::params::{self, Question};
+use super::wire::{Asked, Fail, Form, Reply, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
 use crate::config::Right;
@@ -76,7 +76,9 @@ impl Wants {
     fn form(self, query: &str) -> Form {
         match self {
             Self::Field(_) => Form::Plain,
-            Self::Lookup | Self::Resolve | Self::Credentials | Self::Explain => params::form_of(query),
+            Self::Lookup | Self::Resolve | Self::Credentials | Self::Explain => {
+                params::form_of(query)
+            }
         }
     }
 }
@@ -99,18 +101,29 @@ pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
-    app.metrics.request_duration.observe(route, begun.elapsed().as_secs_f64());
+    app.metrics
+        .request_duration
+        .observe(route, begun.elapsed().as_secs_f64());
     reply
 }
 
 async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, Reply) {
-    let Asking { app, audit, caller, rights, .. } = asking;
+    let Asking {
+        app,
+        audit,
+        caller,
+        rights,
+        ..
+    } = asking;
     let other = |outcome, reply| (Route::Other, outcome, reply);
     let target = target(&asked.path);
     let probe = matches!(target, Some(Target::Healthz | Target::Readyz));
     if !probe && !rights.any() {
         audit.refused(caller, "no rule of access is about this caller");
-        let fail = Fail::new(Outcome::Forbidden, "no rule of the daemon's settings lets this user ask");
+        let fail = Fail::new(
+            Outcome::Forbidden,
+            "no rule of the daemon's settings lets this user ask",
+        );
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
             _ => (Route::Other, Form::Json),
@@ -123,8 +136,13 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
     };
     let posts = target == Target::Question(Wants::Resolve);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
-    if !read && !(posts && asked.method == Method::POST) {
-        let allowed = if posts { "GET, HEAD, POST" } else { "GET, HEAD" };
+    let posted = posts && asked.method == Method::POST;
+    if !read && !posted {
+        let allowed = if posts {
+            "GET, HEAD, POST"
+        } else {
+            "GET, HEAD"
+        };
         let form = match target {
             Target::Question(wants) => wants.form(&asked.query),
             Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
@@ -146,20 +164,42 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
 }
 
 async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Reply, Fail> {
-    let Asking { app, audit, dialling, caller, rights } = asking;
-    may_ask_at_all(caller, rights, wants == Wants::Credentials, wants == Wants::Credentials).inspect_err(|_| {
+    let Asking {
+        app,
+        audit,
+        dialling,
+        caller,
+        rights,
+    } = asking;
+    may_ask_at_all(
+        caller,
+        rights,
+        wants == Wants::Credentials,
+        wants == Wants::Credentials,
+    )
+    .inspect_err(|_| {
         audit.refused(caller, wants.route_name());
     })?;
     let question = if asked.method == Method::POST {
-        params::query_and_body(&asked.query, asked.header(header::CONTENT_TYPE), &asked.body)?
+        params::query_and_body(
+            &asked.query,
+            asked.header(header::CONTENT_TYPE),
+            &asked.body,
+        )?
     } else {
         params::query(&asked.query)?
     };
     let with_credentials = wants == Wants::Resolve && question.credentials;
     if with_credentials {
-        may_ask_at_all(caller, rights, true, false).inspect_err(|_| audit.refused(caller, "include=credentials"))?;
+        may_ask_at_all(caller, rights, true, false)
+            .inspect_err(|_| audit.refused(caller, "include=credentials"))?;
     }
-    let to = question.to.as_deref().ok_or_else(|| Fail::new(Outcome::BadRequest, "to is missing: which number was called"))?;
+    let to = question.to.as_deref().ok_or_else(|| {
+        Fail::new(
+            Outcome::BadRequest,
+            "to is missing: which number was called",
+        )
+    })?;
     let readings = number::readings(to, dialling)
         .map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?;
     let found = match find(app, rights, wants, readings.iter()).await? {
@@ -169,7 +209,11 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
     let terms = Terms {
         stack_bytes: usize::try_from(app.config.limits.stack_bytes.as_u64()).unwrap_or(usize::MAX),
         at: question.at.unwrap_or_else(Timestamp::now),
-        none_match: if asked.method == Method::POST { Vec::new() } else { asked.headers(header::IF_NONE_MATCH) },
+        none_match: if asked.method == Method::POST {
+            Vec::new()
+        } else {
+            asked.headers(header::IF_NONE_MATCH)
+        },
     };
     told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
         if fail.outcome == Outcome::Forbidden {
@@ -223,7 +267,12 @@ impl Wants {
 }
 
 /// What a caller is told before anything is looked up: whether it could be answered for any tenant.
-fn may_ask_at_all(caller: &Caller, rights: &Rights, credentials: bool, alone: bool) -> Result<(), Fail> {
+fn may_ask_at_all(
+    caller: &Caller,
+    rights: &Rights,
+    credentials: bool,
+    alone: bool,
+) -> Result<(), Fail> {
     if credentials && *caller == Caller::Tcp {
         let message = "credentials are given only over the Unix socket";
         return Err(Fail::new(Outcome::CredentialsNeedUnixSocket, message));
@@ -236,7 +285,10 @@ fn may_ask_at_all(caller: &Caller, rights: &Rights, credentials: bool, alone: bo
 }
 
 fn forbidden() -> Fail {
-    Fail::new(Outcome::Forbidden, "no rule of the daemon's settings lets this user ask this")
+    Fail::new(
+        Outcome::Forbidden,
+        "no rule of the daemon's settings lets this user ask this",
+    )
 }
 
 /// What the answer is made with beside the profile and the question.
@@ -248,25 +300,38 @@ struct Terms<'a> {
 }
 
 /// The answer to a question about a number that was found.
-fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, terms: &Terms<'_>) -> Result<Reply, Fail> {
+fn told(
+    found: &Found,
+    rights: &Rights,
+    wants: Wants,
+    question: &Question,
+    terms: &Terms<'_>,
+) -> Result<Reply, Fail> {
     let Found { profile, staleness } = found;
     let tenant = &profile.tenant.tenant;
-    let with_credentials = wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
+    let with_credentials =
+        wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
     let providers = rights.credentials(tenant);
     if with_credentials && providers == Providers::None {
         return Err(forbidden());
     }
-    if let Some(provider) = question.provider.as_deref().filter(|_| wants == Wants::Credentials)
+    if let Some(provider) = question
+        .provider
+        .as_deref()
+        .filter(|_| wants == Wants::Credentials)
         && !providers.has(provider)
     {
         return Err(forbidden());
     }
     if wants == Wants::Explain {
         let explained = explain::explain(profile, &question.call, terms.at, terms.stack_bytes);
-        let code = explained.refusal.map_or(StatusCode::OK, |refusal| refused(refusal).code());
+        let code = explained
+            .refusal
+            .map_or(StatusCode::OK, |refusal| refused(refusal).code());
         return Ok(Reply::new(code, Form::Json, explained.body));
     }
-    let selection = select(profile, &question.call, terms.at, terms.stack_bytes).map_err(refused)?;
+    let selection =
+        select(profile, &question.call, terms.at, terms.stack_bytes).map_err(refused)?;
     if with_credentials && staleness.refuse_credentials {
         let message = "this node has not been level with Postgres for too long to give credentials";
         return Err(Fail::new(Outcome::CredentialsStale, message));
@@ -279,17 +344,36 @@ fn told(found: &Found, rights: &Rights, wants: Wants, question: &Question, terms
         Wants::Field(field) => Reply::ok(Form::Plain, answer.field(field)),
         Wants::Resolve => {
             let resolved = answer.resolve(with_credentials.then_some(&allowed));
-            let unchanged = terms.none_match.iter().any(|given| matches(given, &resolved.etag));
+            let unchanged = terms
+                .none_match
+                .iter()
+                .any(|given| matches(given, &resolved.etag));
             // A 304 has the length of the answer that it stands for; its body is not sent.
-            let code = if unchanged { StatusCode::NOT_MODIFIED } else { StatusCode::OK };
-            let reply = Reply::new(code, Form::Json, wiped(resolved.body)).with(header::ETAG, &resolved.etag);
-            if with_credentials { no_store(reply) } else { reply }
+            let code = if unchanged {
+                StatusCode::NOT_MODIFIED
+            } else {
+                StatusCode::OK
+            };
+            let reply = Reply::new(code, Form::Json, wiped(resolved.body))
+                .with(header::ETAG, &resolved.etag);
+            if with_credentials {
+                no_store(reply)
+            } else {
+                reply
+            }
         }
         Wants::Credentials => {
             let wanted = |provider: &str| {
-                allowed(provider) && question.provider.as_deref().is_none_or(|only| only == provider)
+                allowed(provider)
+                    && question
+                        .provider
+                        .as_deref()
+                        .is_none_or(|only| only == provider)
             };
-            no_store(Reply::ok(Form::Json, wiped(answer::credentials(profile, *staleness, &wanted))))
+            no_store(Reply::ok(
+                Form::Json,
+                wiped(answer::credentials(profile, *staleness, &wanted)),
+            ))
         }
     })
 }
@@ -305,7 +389,10 @@ fn no_store(reply: Reply) -> Reply {
 
 /// Whether one of the listed tags is this one, or any will do.
 fn matches(given: &str, etag: &str) -> bool {
-    given.split(',').map(str::trim).any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+    given
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
 /// The one place that says what a refusal is called.
@@ -324,19 +411,18 @@ fn refused(refusal: Refusal) -> Fail {
 pub(super) fn readyz(health: &Health) -> Reply {
     let Staleness { ms, stale, .. } = health.staleness();
     let synced = health.is_synced();
-    let body = |status: &str, message: &str| {
-        let mut body = json!({"status": status, "ready": synced, "stale": stale, "staleness_ms": ms, "synced": synced});
-        if !message.is_empty() {
-            body["message"] = message.into();
-        }
-        body.to_string()
-    };
     if synced {
-        Reply::ok(Form::Json, body("ok", ""))
-    } else {
-        let body = body("not_ready", "this node holds no complete copy yet");
-        Reply::new(StatusCode::SERVICE_UNAVAILABLE, Form::Json, body).with(header::RETRY_AFTER, "1")
+        let body = json!({"status": "ok", "ready": true, "stale": stale, "staleness_ms": ms, "synced": true});
+        return Reply::ok(Form::Json, body.to_string());
     }
+    let message = "this node holds no complete copy yet";
+    let body = json!({"status": "not_ready", "message": message, "ready": false, "stale": stale, "staleness_ms": ms, "synced": false});
+    Reply::new(
+        StatusCode::SERVICE_UNAVAILABLE,
+        Form::Json,
+        body.to_string(),
+    )
+    .with(header::RETRY_AFTER, "1")
 }
 
 /// Every metric.

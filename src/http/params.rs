@@ -52,23 +52,38 @@ pub(super) fn query(text: &str) -> Result<Question, Fail> {
 
 /// How errors of a query are told, also when it cannot be read.
 pub(super) fn form_of(text: &str) -> Form {
-    if text.split('&').any(|pair| pair == "format=form") { Form::Pairs } else { Form::Json }
+    if text.split('&').any(|pair| pair == "format=form") {
+        Form::Pairs
+    } else {
+        Form::Json
+    }
 }
 
 /// The question of a query and a body: a form, or a JSON object.
-pub(super) fn query_and_body(text: &str, content_type: Option<&str>, body: &[u8]) -> Result<Question, Fail> {
+pub(super) fn query_and_body(
+    text: &str,
+    content_type: Option<&str>,
+    body: &[u8],
+) -> Result<Question, Fail> {
     let mut question = query(text)?;
     if body.is_empty() {
         return Ok(question);
     }
-    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let essence = content_type
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim();
     if essence.eq_ignore_ascii_case("application/json") {
         question.json(body)?;
     } else if essence.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         let body = std::str::from_utf8(body).map_err(|_| bad("the body is not UTF-8"))?;
         question.pairs(body)?;
     } else {
-        return Err(bad("Content-Type must be application/json or application/x-www-form-urlencoded"));
+        return Err(bad(
+            "Content-Type must be application/json or application/x-www-form-urlencoded",
+        ));
     }
     Ok(question)
 }
@@ -103,7 +118,9 @@ impl Question {
         })?;
         for (name, value) in members {
             let Member::Plain(value) = value else {
-                let Member::Attributes(Object(attributes)) = value else { continue };
+                let Member::Attributes(Object(attributes)) = value else {
+                    continue;
+                };
                 for (name, value) in attributes {
                     self.attribute_values(&format!("{ATTRIBUTE}{name}"), &value)?;
                 }
@@ -113,7 +130,9 @@ impl Question {
                 // As if it were not there: what a client makes of a variable that is not set.
                 (_, Value::Null) => {}
                 ("zone", value) => self.attribute_values(&name, &value)?,
-                (OUTSIDE_BUSINESS_HOURS, Value::Bool(value)) => self.counted_take(&name, &value.to_string())?,
+                (OUTSIDE_BUSINESS_HOURS, Value::Bool(value)) => {
+                    self.counted_take(&name, &value.to_string())?
+                }
                 (_, Value::String(value)) => self.counted_take(&name, &value)?,
                 (name, _) if is_known(name) => return Err(bad(format!("{name} must be a string"))),
                 (_, _) => self.counted()?,
@@ -124,7 +143,12 @@ impl Question {
 
     /// One value, or a list of them.
     fn attribute_values(&mut self, name: &str, value: &Value) -> Result<(), Fail> {
-        let wrong = || bad(format!("{} must be a string, a boolean, a number or a list of these", shown(name)));
+        let wrong = || {
+            bad(format!(
+                "{} must be a string, a boolean, a number or a list of these",
+                shown(name)
+            ))
+        };
         let scalar = |value: &Value| match value {
             Value::String(text) => Ok(text.clone()),
             Value::Bool(flag) => Ok(flag.to_string()),
@@ -133,7 +157,9 @@ impl Question {
         };
         match value {
             Value::Null => Ok(()),
-            Value::Array(values) => values.iter().try_for_each(|value| self.counted_take(name, &scalar(value)?)),
+            Value::Array(values) => values
+                .iter()
+                .try_for_each(|value| self.counted_take(name, &scalar(value)?)),
             value => self.counted_take(name, &scalar(value)?),
         }
     }
@@ -145,7 +171,11 @@ impl Question {
 
     fn counted(&mut self) -> Result<(), Fail> {
         self.count = self.count.saturating_add(1);
-        if self.count > MOST_PARAMETERS { Err(bad(format!("more than {MOST_PARAMETERS} parameters"))) } else { Ok(()) }
+        if self.count > MOST_PARAMETERS {
+            Err(bad(format!("more than {MOST_PARAMETERS} parameters")))
+        } else {
+            Ok(())
+        }
     }
 
     /// One parameter, decoded.
@@ -155,18 +185,28 @@ impl Question {
             return Ok(());
         }
         if let Some(attribute) = attribute {
-            if attribute.is_empty() || attribute.len() > MAX_KEY_BYTES || attribute.chars().any(char::is_control) {
+            if attribute.is_empty()
+                || attribute.len() > MAX_KEY_BYTES
+                || attribute.chars().any(char::is_control)
+            {
                 let most = MAX_KEY_BYTES;
-                return Err(bad(format!("the name after {ATTRIBUTE} must have 1 to {most} bytes and no control characters")));
+                return Err(bad(format!(
+                    "the name after {ATTRIBUTE} must have 1 to {most} bytes and no control characters"
+                )));
             }
             if OWN_ATTRIBUTES.contains(&attribute) {
-                return Err(bad(format!("{attribute} is a parameter of its own; leave {ATTRIBUTE} out")));
+                return Err(bad(format!(
+                    "{attribute} is a parameter of its own; leave {ATTRIBUTE} out"
+                )));
             }
         } else if name != "zone" && !self.seen.insert(name.to_owned()) {
             return Err(bad(format!("{name} is given twice")));
         }
         if value.len() > MOST_VALUE_BYTES {
-            return Err(bad(format!("{} is longer than {MOST_VALUE_BYTES} bytes", shown(name))));
+            return Err(bad(format!(
+                "{} is longer than {MOST_VALUE_BYTES} bytes",
+                shown(name)
+            )));
         }
         if value.chars().any(char::is_control) {
             return Err(bad(format!("{} holds a control character", shown(name))));
@@ -179,12 +219,20 @@ impl Question {
             "provider" => self.provider = Some(value),
             "zone" => self.attribute(name, value),
             OUTSIDE_BUSINESS_HOURS => {
-                if !["true", "false", "1", "0"].iter().any(|known| value.eq_ignore_ascii_case(known)) {
+                if !["true", "false", "1", "0"]
+                    .iter()
+                    .any(|known| value.eq_ignore_ascii_case(known))
+                {
                     return Err(bad(format!("{name} must be true, false, 1 or 0")));
                 }
                 self.attribute(name, value);
             }
-            "at" => self.at = Some(instant(&value).ok_or_else(|| bad("at must be RFC 3339, such as 2026-11-22T10:45:00-03:00"))?),
+            "at" => {
+                self.at =
+                    Some(instant(&value).ok_or_else(|| {
+                        bad("at must be RFC 3339, such as 2026-11-22T10:45:00-03:00")
+                    })?)
+            }
             "format" => match value.as_str() {
                 "json" => self.pairs = false,
                 "form" => self.pairs = true,
@@ -200,7 +248,11 @@ impl Question {
     }
 
     fn attribute(&mut self, name: &str, value: String) {
-        self.call.attributes.entry(name.to_owned()).or_default().push(value);
+        self.call
+            .attributes
+            .entry(name.to_owned())
+            .or_default()
+            .push(value);
     }
 }
 
@@ -213,7 +265,11 @@ fn is_known(name: &str) -> bool {
 
 /// A parameter's name as an error shows it: attributes are the caller's own words.
 fn shown(name: &str) -> &str {
-    if name.starts_with(ATTRIBUTE) { "an attribute" } else { name }
+    if name.starts_with(ATTRIBUTE) {
+        "an attribute"
+    } else {
+        name
+    }
 }
 
 /// A date, a time and an offset; nothing else that the library would take.
@@ -225,13 +281,17 @@ fn instant(text: &str) -> Option<Timestamp> {
         _ => byte.is_ascii_digit(),
     };
     let bytes = text.as_bytes();
-    let ends_well = match bytes.get(19..)? {
-        [.., b'Z' | b'z'] => true,
-        [.., b'+' | b'-', _, _, b':', _, _] => true,
-        _ => false,
-    };
+    let ends_well = matches!(
+        bytes.get(19..)?,
+        [.., b'Z' | b'z'] | [.., b'+' | b'-', _, _, b':', _, _]
+    );
     let head = bytes.get(..19)?;
-    if !ends_well || !head.iter().enumerate().all(|(index, byte)| shape(index, byte)) {
+    if !ends_well
+        || !head
+            .iter()
+            .enumerate()
+            .all(|(index, byte)| shape(index, byte))
+    {
         return None;
     }
     text.parse().ok()
@@ -243,7 +303,9 @@ fn decoded(text: &str) -> Result<Cow<'_, str>, Fail> {
     while let Some(byte) = rest.next() {
         let mut digit = || rest.next().is_some_and(|byte| byte.is_ascii_hexdigit());
         if byte == b'%' && !(digit() && digit()) {
-            return Err(bad("a % must be followed by two hexadecimal digits; write %25 for the sign itself"));
+            return Err(bad(
+                "a % must be followed by two hexadecimal digits; write %25 for the sign itself",
+            ));
         }
     }
     let decoded = percent_encoding::percent_decode_str(text).decode_utf8();
@@ -328,7 +390,12 @@ mod tests {
     }
 
     fn values<'a>(question: &'a Question, name: &str) -> Vec<&'a str> {
-        question.call.attributes.get(name).map(|values| values.iter().map(String::as_str).collect()).unwrap_or_default()
+        question
+            .call
+            .attributes
+            .get(name)
+            .map(|values| values.iter().map(String::as_str).collect())
+            .unwrap_or_default()
     }
 
     #[test]
@@ -352,7 +419,10 @@ mod tests {
     fn a_plus_stays_a_plus_and_decoding_happens_once() {
         assert_eq!(read("to=%2B1415+%2520").to.as_deref(), Some("+1415+%20"));
         assert_eq!(read("t%6f=1").to.as_deref(), Some("1"));
-        assert_eq!(read("account_ref=caf%C3%A9").call.account_ref.as_deref(), Some("café"));
+        assert_eq!(
+            read("account_ref=caf%C3%A9").call.account_ref.as_deref(),
+            Some("café")
+        );
     }
 
     #[test]
@@ -364,7 +434,16 @@ mod tests {
 
     #[test]
     fn a_parameter_given_twice_is_refused_but_zone_and_attributes_may_repeat() {
-        for name in ["to", "account_ref", "event_type", "outside_business_hours", "at", "format", "include", "provider"] {
+        for name in [
+            "to",
+            "account_ref",
+            "event_type",
+            "outside_business_hours",
+            "at",
+            "format",
+            "include",
+            "provider",
+        ] {
             let value = match name {
                 "outside_business_hours" => "1",
                 "at" => "2026-11-22T10:45:00Z",
@@ -372,9 +451,15 @@ mod tests {
                 "include" => "credentials",
                 _ => "x",
             };
-            assert_eq!(message(&format!("{name}={value}&{name}={value}")), format!("{name} is given twice"));
+            assert_eq!(
+                message(&format!("{name}={value}&{name}={value}")),
+                format!("{name} is given twice")
+            );
         }
-        assert_eq!(values(&read("zone=a&zone=a&attr.x=1&attr.x=1"), "zone"), ["a", "a"]);
+        assert_eq!(
+            values(&read("zone=a&zone=a&attr.x=1&attr.x=1"), "zone"),
+            ["a", "a"]
+        );
     }
 
     #[test]
@@ -386,8 +471,16 @@ mod tests {
 
     #[test]
     fn values_are_bounded_and_free_of_control_characters() {
-        assert_eq!(read(&format!("to={}", "x".repeat(256))).to.map(|to| to.len()), Some(256));
-        assert_eq!(message(&format!("to={}", "x".repeat(257))), "to is longer than 256 bytes");
+        assert_eq!(
+            read(&format!("to={}", "x".repeat(256)))
+                .to
+                .map(|to| to.len()),
+            Some(256)
+        );
+        assert_eq!(
+            message(&format!("to={}", "x".repeat(257))),
+            "to is longer than 256 bytes"
+        );
         for text in ["to=%00", "zone=a%0Ab", "attr.x=%7F", "account_ref=%C2%85"] {
             assert!(message(text).contains("control character"), "{text}");
         }
@@ -399,13 +492,27 @@ mod tests {
     #[test]
     fn words_outside_of_their_set_are_refused() {
         for text in [
-            "format=xml", "format=", "include=prompts", "include=", "outside_business_hours=yes", "outside_business_hours=",
-            "attr.=1", "attr.zone=Z1", "attr.account_ref=x", "attr.outside_business_hours=1",
+            "format=xml",
+            "format=",
+            "include=prompts",
+            "include=",
+            "outside_business_hours=yes",
+            "outside_business_hours=",
+            "attr.=1",
+            "attr.zone=Z1",
+            "attr.account_ref=x",
+            "attr.outside_business_hours=1",
         ] {
             message(text);
         }
         message(&format!("attr.{}=1", "x".repeat(129)));
-        assert_eq!(values(&read("outside_business_hours=True"), "outside_business_hours"), ["True"]);
+        assert_eq!(
+            values(
+                &read("outside_business_hours=True"),
+                "outside_business_hours"
+            ),
+            ["True"]
+        );
     }
 
     #[test]
@@ -414,11 +521,24 @@ mod tests {
             ("2026-11-22T10:45:00Z", "2026-11-22T10:45:00Z"),
             ("2026-11-22t10:45:00.25+05:30", "2026-11-22T05:15:00.25Z"),
         ] {
-            assert_eq!(read(&format!("at={text}")).at, Some(instant.parse().unwrap()), "{text}");
+            assert_eq!(
+                read(&format!("at={text}")).at,
+                Some(instant.parse().unwrap()),
+                "{text}"
+            );
         }
         for text in [
-            "now", "2026-11-22", "2026-11-22T10:45:00", "2026-11-22T10:45Z", "2026-13-22T10:45:00Z", "2026-11-22 10:45:00Z",
-            "2026-11-22T10:45:00+01:00[Europe/Paris]", "2026-11-22T25:45:00Z", "+002026-11-22T10:45:00Z", "1700000000", "",
+            "now",
+            "2026-11-22",
+            "2026-11-22T10:45:00",
+            "2026-11-22T10:45Z",
+            "2026-13-22T10:45:00Z",
+            "2026-11-22 10:45:00Z",
+            "2026-11-22T10:45:00+01:00[Europe/Paris]",
+            "2026-11-22T25:45:00Z",
+            "+002026-11-22T10:45:00Z",
+            "1700000000",
+            "",
         ] {
             message(&format!("at={text}"));
         }
@@ -426,11 +546,27 @@ mod tests {
 
     #[test]
     fn errors_never_repeat_what_was_sent() {
-        for text in ["at=SECRET", "format=SECRET", "include=SECRET", "outside_business_hours=SECRET", "attr.SECRET=%01", "to=%SECRET"] {
+        for text in [
+            "at=SECRET",
+            "format=SECRET",
+            "include=SECRET",
+            "outside_business_hours=SECRET",
+            "attr.SECRET=%01",
+            "to=%SECRET",
+        ] {
             assert!(!message(text).contains("SECRET"), "{text}");
         }
-        for body in [r#"{"to":"SECRET""#, r#"{"to":["SECRET"]}"#, r#""SECRET""#, r#"{"attr":"SECRET"}"#, r#"{"attr":{"SECRET":{}}}"#] {
-            assert!(!json(body).unwrap_err().message.contains("SECRET"), "{body}");
+        for body in [
+            r#"{"to":"SECRET""#,
+            r#"{"to":["SECRET"]}"#,
+            r#""SECRET""#,
+            r#"{"attr":"SECRET"}"#,
+            r#"{"attr":{"SECRET":{}}}"#,
+        ] {
+            assert!(
+                !json(body).unwrap_err().message.contains("SECRET"),
+                "{body}"
+            );
         }
     }
 
@@ -442,27 +578,57 @@ mod tests {
         )
         .unwrap();
         assert_eq!(question.to.as_deref(), Some("+1"));
-        assert_eq!((question.call.account_ref.as_deref(), question.call.event_type.as_deref()), (Some("A"), None));
+        assert_eq!(
+            (
+                question.call.account_ref.as_deref(),
+                question.call.event_type.as_deref()
+            ),
+            (Some("A"), None)
+        );
         assert_eq!(values(&question, "zone"), ["Z1"]);
         assert_eq!(values(&question, "outside_business_hours"), ["true"]);
         assert_eq!(values(&question, "vip"), ["true"]);
         assert_eq!(values(&question, "level"), ["3"]);
         assert_eq!(values(&question, "tags"), ["a", "1.5"]);
         assert!(question.credentials && question.at.is_some());
-        assert_eq!(values(&json(r#"{"zone":["Z1","Z2"]}"#).unwrap(), "zone"), ["Z1", "Z2"]);
+        assert_eq!(
+            values(&json(r#"{"zone":["Z1","Z2"]}"#).unwrap(), "zone"),
+            ["Z1", "Z2"]
+        );
     }
 
     #[test]
     fn a_json_body_of_the_wrong_shape_is_refused() {
         for body in [
-            "", " ", "[]", "1", "null", "{", r#"{"to":1}"#, r#"{"to":["x"]}"#, r#"{"zone":{}}"#, r#"{"zone":[["x"]]}"#, r#"{"attr":[]}"#,
-            r#"{"attr":{"x":{}}}"#, r#"{"attr":{"x":[null]}}"#, r#"{"outside_business_hours":"maybe"}"#, r#"{"outside_business_hours":1}"#,
-            r#"{"to":"1","to":"2"}"#, r#"{"attr":{"x":"1","x":"2"}}"#, r#"{"x":1,"x":1}"#, r#"{"at":true}"#, "{} {}",
+            "",
+            " ",
+            "[]",
+            "1",
+            "null",
+            "{",
+            r#"{"to":1}"#,
+            r#"{"to":["x"]}"#,
+            r#"{"zone":{}}"#,
+            r#"{"zone":[["x"]]}"#,
+            r#"{"attr":[]}"#,
+            r#"{"attr":{"x":{}}}"#,
+            r#"{"attr":{"x":[null]}}"#,
+            r#"{"outside_business_hours":"maybe"}"#,
+            r#"{"outside_business_hours":1}"#,
+            r#"{"to":"1","to":"2"}"#,
+            r#"{"attr":{"x":"1","x":"2"}}"#,
+            r#"{"x":1,"x":1}"#,
+            r#"{"at":true}"#,
+            "{} {}",
         ] {
             if body.is_empty() {
                 continue; // no body at all is no question, which is told elsewhere
             }
-            assert_eq!(json(body).expect_err(body).outcome, Outcome::BadRequest, "{body}");
+            assert_eq!(
+                json(body).expect_err(body).outcome,
+                Outcome::BadRequest,
+                "{body}"
+            );
         }
         let deep = format!("{{\"x\":{}{}}}", "[".repeat(500), "]".repeat(500));
         assert!(json(&deep).is_err());
@@ -470,13 +636,34 @@ mod tests {
 
     #[test]
     fn a_body_is_a_form_or_json_by_its_content_type() {
-        let form = query_and_body("", Some("Application/X-WWW-Form-Urlencoded"), b"to=%2B1&zone=a+b").unwrap();
-        assert_eq!((form.to.as_deref(), values(&form, "zone")), (Some("+1"), vec!["a+b"]));
-        for content_type in [None, Some(""), Some("text/plain"), Some("multipart/form-data")] {
+        let form = query_and_body(
+            "",
+            Some("Application/X-WWW-Form-Urlencoded"),
+            b"to=%2B1&zone=a+b",
+        )
+        .unwrap();
+        assert_eq!(
+            (form.to.as_deref(), values(&form, "zone")),
+            (Some("+1"), vec!["a+b"])
+        );
+        for content_type in [
+            None,
+            Some(""),
+            Some("text/plain"),
+            Some("multipart/form-data"),
+        ] {
             let fail = query_and_body("", content_type, b"to=1").unwrap_err();
-            assert!(fail.message.contains("application/json or application/x-www-form-urlencoded"), "{}", fail.message);
+            assert!(
+                fail.message
+                    .contains("application/json or application/x-www-form-urlencoded"),
+                "{}",
+                fail.message
+            );
         }
         assert!(query_and_body("", Some("application/x-www-form-urlencoded"), b"to=\xff").is_err());
-        assert!(query_and_body("to=1", Some("application/x-www-form-urlencoded"), b"to=1").is_err(), "once in each is twice");
+        assert!(
+            query_and_body("to=1", Some("application/x-www-form-urlencoded"), b"to=1").is_err(),
+            "once in each is twice"
+        );
     }
 }

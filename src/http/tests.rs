@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::config::FileMode;
+use crate::feed::handle::Order;
 
 /// Answers with method, path and body; waits on `/slow`, panics on `/panic`.
 struct Echo(Arc<Shared>);
@@ -47,12 +48,17 @@ impl Handler for Echo {
                     self.0.go.notified().await;
                 }
                 "/panic" => panic!("on purpose"),
-                "/unchanged" => return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged"),
+                "/unchanged" => {
+                    return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged");
+                }
                 "/large" => return Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024]),
                 _ => {}
             }
             let body = String::from_utf8_lossy(&asked.body).into_owned();
-            Reply::ok(Form::Plain, format!("{} {} {body}", asked.method, asked.path))
+            Reply::ok(
+                Form::Plain,
+                format!("{} {} {body}", asked.method, asked.path),
+            )
         }
         .boxed()
     }
@@ -83,8 +89,17 @@ struct Given {
 
 fn given() -> Given {
     let long = Duration::from_secs(20);
-    let terms = Terms { header_timeout: long, idle_timeout: long, drain_timeout: long, max_body: 1024 };
-    Given { terms, connections: 64, tcp: false }
+    let terms = Terms {
+        header_timeout: long,
+        idle_timeout: long,
+        drain_timeout: long,
+        max_body: 1024,
+    };
+    Given {
+        terms,
+        connections: 64,
+        tcp: false,
+    }
 }
 
 fn config(dir: &Path) -> Config {
@@ -108,7 +123,15 @@ fn start(given: Given) -> Server {
     let opened = open(&config).unwrap();
     let tcp = opened.call.get(1).map(|door| door.name.clone());
     let room = Room::new(given.connections);
-    let entrances = opened.call.into_iter().map(|door| Entrance { door, side: Side::Call, room: room.clone() }).collect();
+    let entrances = opened
+        .call
+        .into_iter()
+        .map(|door| Entrance {
+            door,
+            side: Side::Call,
+            room: room.clone(),
+        })
+        .collect();
     let shared = Arc::new(Shared::default());
     let stop = CancellationToken::new();
     let host = Arc::new(Echoes(shared.clone()));
@@ -116,7 +139,13 @@ fn start(given: Given) -> Server {
         let stop = stop.clone();
         tokio::spawn(async move { run(entrances, host, &given.terms, stop).await })
     };
-    Server { dir, shared, stop, task, tcp }
+    Server {
+        dir,
+        shared,
+        stop,
+        task,
+        tcp,
+    }
 }
 
 impl Server {
@@ -136,13 +165,19 @@ impl Server {
     }
 
     async fn stopped(self) {
-        tokio::time::timeout(Duration::from_secs(10), self.task).await.expect("drained").unwrap();
+        tokio::time::timeout(Duration::from_secs(10), self.task)
+            .await
+            .expect("drained")
+            .unwrap();
     }
 }
 
 async fn rest(stream: &mut UnixStream) -> String {
     let mut bytes = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut bytes)).await.expect("the server closes").unwrap();
+    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut bytes))
+        .await
+        .expect("the server closes")
+        .unwrap();
     String::from_utf8(bytes).unwrap()
 }
 
@@ -151,11 +186,17 @@ async fn answer(stream: &mut UnixStream) -> String {
     let mut text = String::new();
     loop {
         let mut bytes = [0; 4096];
-        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut bytes)).await.expect("an answer").unwrap();
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut bytes))
+            .await
+            .expect("an answer")
+            .unwrap();
         assert!(read > 0, "closed after {text:?}");
         text.push_str(std::str::from_utf8(&bytes[..read]).unwrap());
         if let Some((head, body)) = text.split_once("\r\n\r\n") {
-            let length: usize = header(head, "content-length").expect("a length").parse().unwrap();
+            let length: usize = header(head, "content-length")
+                .expect("a length")
+                .parse()
+                .unwrap();
             if body.len() >= length {
                 return text;
             }
@@ -164,7 +205,11 @@ async fn answer(stream: &mut UnixStream) -> String {
 }
 
 fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
-    head.lines().find_map(|line| line.split_once(": ").filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value))
+    head.lines().find_map(|line| {
+        line.split_once(": ")
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value)
+    })
 }
 
 const CLOSE: &str = "Connection: close\r\n\r\n";
@@ -172,10 +217,18 @@ const CLOSE: &str = "Connection: close\r\n\r\n";
 #[tokio::test]
 async fn an_answer_has_a_length_and_a_type_and_says_nothing_of_the_server() {
     let server = start(given());
-    let text = server.exchange(format!("GET /a HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes()).await;
-    assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nGET /a "), "{text}");
+    let text = server
+        .exchange(format!("GET /a HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes())
+        .await;
+    assert!(
+        text.starts_with("HTTP/1.1 200 OK\r\n") && text.ends_with("\r\n\r\nGET /a "),
+        "{text}"
+    );
     assert_eq!(header(&text, "content-length"), Some("7"));
-    assert_eq!(header(&text, "content-type"), Some("text/plain; charset=utf-8"));
+    assert_eq!(
+        header(&text, "content-type"),
+        Some("text/plain; charset=utf-8")
+    );
     assert!(header(&text, "server").is_none() && header(&text, "transfer-encoding").is_none());
 }
 
@@ -186,11 +239,15 @@ async fn pipelined_requests_are_answered_in_their_order() {
     for n in 0..20 {
         bytes.push_str(&format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n"));
     }
-    bytes.push_str(&format!("POST /last HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{CLOSE}hi"));
+    bytes.push_str(&format!(
+        "POST /last HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n{CLOSE}hi"
+    ));
     let text = server.exchange(bytes.as_bytes()).await;
     let mut from = 0;
     for n in 0..20 {
-        let at = text[from..].find(&format!("\r\n\r\nGET /{n} ")).unwrap_or_else(|| panic!("no {n} in {text}"));
+        let at = text[from..]
+            .find(&format!("\r\n\r\nGET /{n} "))
+            .unwrap_or_else(|| panic!("no {n} in {text}"));
         from += at;
     }
     assert!(text[from..].ends_with("POST /last hi"), "{text}");
@@ -201,7 +258,10 @@ async fn a_connection_is_kept_for_the_next_request() {
     let server = start(given());
     let mut stream = server.connect().await;
     for n in 0..3 {
-        stream.write_all(format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+        stream
+            .write_all(format!("GET /{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes())
+            .await
+            .unwrap();
         assert!(answer(&mut stream).await.ends_with(&format!("GET /{n} ")));
     }
 }
@@ -210,7 +270,10 @@ async fn a_connection_is_kept_for_the_next_request() {
 async fn a_caller_that_closed_its_half_still_gets_the_answer() {
     let server = start(given());
     let mut stream = server.connect().await;
-    stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     stream.shutdown().await.unwrap();
     server.shared.begun.notified().await;
     server.shared.go.notify_one();
@@ -221,9 +284,14 @@ async fn a_caller_that_closed_its_half_still_gets_the_answer() {
 async fn http_1_0_is_answered_and_closed_and_head_has_no_body() {
     let server = start(given());
     let text = server.exchange(b"GET /old HTTP/1.0\r\n\r\n").await;
-    assert!(text.starts_with("HTTP/1.0 200 OK\r\n") && text.ends_with("GET /old "), "{text}");
+    assert!(
+        text.starts_with("HTTP/1.0 200 OK\r\n") && text.ends_with("GET /old "),
+        "{text}"
+    );
     assert_eq!(header(&text, "content-length"), Some("9"));
-    let text = server.exchange(format!("HEAD /a HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes()).await;
+    let text = server
+        .exchange(format!("HEAD /a HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes())
+        .await;
     assert!(text.ends_with("\r\n\r\n"), "{text}");
     assert_eq!(header(&text, "content-length"), Some("8"));
 }
@@ -231,10 +299,15 @@ async fn http_1_0_is_answered_and_closed_and_head_has_no_body() {
 #[tokio::test]
 async fn a_304_has_the_length_of_what_it_stands_for_and_no_body() {
     let server = start(given());
-    let bytes = format!("GET /unchanged HTTP/1.1\r\nHost: x\r\n\r\nGET /next HTTP/1.1\r\nHost: x\r\n{CLOSE}");
+    let bytes = format!(
+        "GET /unchanged HTTP/1.1\r\nHost: x\r\n\r\nGET /next HTTP/1.1\r\nHost: x\r\n{CLOSE}"
+    );
     let text = server.exchange(bytes.as_bytes()).await;
     let (first, second) = text.split_once("\r\n\r\n").unwrap();
-    assert!(first.starts_with("HTTP/1.1 304 ") && second.starts_with("HTTP/1.1 200 "), "{text}");
+    assert!(
+        first.starts_with("HTTP/1.1 304 ") && second.starts_with("HTTP/1.1 200 "),
+        "{text}"
+    );
     assert_eq!(header(first, "content-length"), Some("9"));
 }
 
@@ -257,10 +330,18 @@ async fn what_is_no_http_gets_a_client_error_with_a_length() {
 #[tokio::test]
 async fn a_request_that_is_too_long_is_refused_and_says_so() {
     let server = start(given());
-    let text = server.exchange(format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(9000)).as_bytes()).await;
-    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains(r#"{"status":"bad_request","message":"path and query"#), "{text}");
+    let text = server
+        .exchange(format!("GET /{} HTTP/1.1\r\nHost: x\r\n\r\n", "x".repeat(9000)).as_bytes())
+        .await;
+    assert!(
+        text.starts_with("HTTP/1.1 400 ")
+            && text.contains(r#"{"status":"bad_request","message":"path and query"#),
+        "{text}"
+    );
     let mut stream = server.connect().await;
-    let _ = stream.write_all(format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)).as_bytes()).await;
+    let _ = stream
+        .write_all(format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(100_000)).as_bytes())
+        .await;
     let text = rest_despite_reset(&mut stream).await;
     assert!(text.starts_with("HTTP/1.1 431 "), "{text}");
     for body in [1025, 300_000, 5_000_000] {
@@ -269,11 +350,23 @@ async fn a_request_that_is_too_long_is_refused_and_says_so() {
         stream.write_all(head.as_bytes()).await.unwrap();
         let _ = stream.write_all(&vec![b'x'; body]).await;
         let text = rest_despite_reset(&mut stream).await;
-        assert!(text.contains("the body is longer than 1024 bytes") && text.starts_with("HTTP/1.1 400 "), "{body}: {text}");
+        assert!(
+            text.contains("the body is longer than 1024 bytes")
+                && text.starts_with("HTTP/1.1 400 "),
+            "{body}: {text}"
+        );
         assert_eq!(header(&text, "connection"), Some("close"));
     }
-    let chunked = format!("POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n{}\r\n0\r\n\r\n", "x".repeat(4096));
-    assert!(server.exchange(chunked.as_bytes()).await.contains("longer than 1024 bytes"));
+    let chunked = format!(
+        "POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1000\r\n{}\r\n0\r\n\r\n",
+        "x".repeat(4096)
+    );
+    assert!(
+        server
+            .exchange(chunked.as_bytes())
+            .await
+            .contains("longer than 1024 bytes")
+    );
     assert_eq!(server.shared.refused.load(Ordering::SeqCst), 5);
 }
 
@@ -293,8 +386,15 @@ async fn rest_despite_reset(stream: &mut UnixStream) -> String {
 #[tokio::test]
 async fn a_body_is_read_whole_chunked_or_announced() {
     let server = start(given());
-    let chunked = format!("POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{CLOSE}3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n");
-    assert!(server.exchange(chunked.as_bytes()).await.ends_with("POST /c abcde"));
+    let chunked = format!(
+        "POST /c HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n{CLOSE}3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+    );
+    assert!(
+        server
+            .exchange(chunked.as_bytes())
+            .await
+            .ends_with("POST /c abcde")
+    );
     let mut stream = server.connect().await;
     let head = "POST /e HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\nConnection: close\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
@@ -309,10 +409,19 @@ async fn a_body_is_read_whole_chunked_or_announced() {
 async fn a_panic_costs_one_answer() {
     let server = start(given());
     let mut stream = server.connect().await;
-    stream.write_all(b"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /panic HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     let text = answer(&mut stream).await;
-    assert!(text.starts_with("HTTP/1.1 500 ") && text.contains(r#"{"status":"internal","message":""#), "{text}");
-    stream.write_all(b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert!(
+        text.starts_with("HTTP/1.1 500 ") && text.contains(r#"{"status":"internal","message":""#),
+        "{text}"
+    );
+    stream
+        .write_all(b"GET /after HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     assert!(answer(&mut stream).await.ends_with("GET /after "));
 }
 
@@ -325,7 +434,10 @@ async fn a_head_must_be_whole_in_time_and_a_pause_is_no_head() {
     let mut patient = server.connect().await;
     for _ in 0..2 {
         tokio::time::sleep(Duration::from_millis(250)).await;
-        patient.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        patient
+            .write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
         answer(&mut patient).await;
     }
     // Byte by byte does not buy time.
@@ -336,14 +448,23 @@ async fn a_head_must_be_whole_in_time_and_a_pause_is_no_head() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), dripping).await.expect("the head is given up");
+    tokio::time::timeout(Duration::from_secs(5), dripping)
+        .await
+        .expect("the head is given up");
     assert!(begun.elapsed() >= Duration::from_millis(100));
     // Nor does a head that began behind another request.
-    let text = server.exchange(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2").await;
+    let text = server
+        .exchange(b"GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2")
+        .await;
     assert!(text.ends_with("GET /1 "), "{text}");
     // Nor does a body.
-    let text = server.exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab").await;
-    assert!(text.starts_with("HTTP/1.1 400 ") && text.contains("did not arrive in time"), "{text}");
+    let text = server
+        .exchange(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+        .await;
+    assert!(
+        text.starts_with("HTTP/1.1 400 ") && text.contains("did not arrive in time"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
@@ -362,49 +483,75 @@ async fn a_connection_without_a_request_is_closed_after_the_idle_time() {
 async fn a_request_in_flight_is_answered_after_stop_and_nothing_is_left_behind() {
     let server = start(given());
     let mut stream = server.connect().await;
-    stream.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    stream
+        .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     server.shared.begun.notified().await;
     server.stop.cancel();
     tokio::time::sleep(Duration::from_millis(50)).await;
-    assert!(UnixStream::connect(server.path()).await.is_err(), "nobody new is let in");
+    assert!(
+        UnixStream::connect(server.path()).await.is_err(),
+        "nobody new is let in"
+    );
     assert!(!server.path().exists());
     server.shared.go.notify_one();
     let text = rest(&mut stream).await;
-    assert!(text.ends_with("GET /slow ") && header(&text, "connection") == Some("close"), "{text}");
+    assert!(
+        text.ends_with("GET /slow ") && header(&text, "connection") == Some("close"),
+        "{text}"
+    );
     server.stopped().await;
 }
 
 #[tokio::test]
 async fn requests_that_were_sent_before_stop_are_answered_after_it() {
-    let server = start(Given { connections: 3, ..given() });
-    // Three connections take all permits: one is busy, one idle, one has three requests in one piece.
+    let server = start(given());
     let mut busy = server.connect().await;
-    busy.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET /pipelined HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    busy.write_all(
+        b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET /pipelined HTTP/1.1\r\nHost: x\r\n\r\n",
+    )
+    .await
+    .unwrap();
     server.shared.begun.notified().await;
     let mut idle = server.connect().await;
-    idle.write_all(b"GET /idle HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    idle.write_all(b"GET /idle HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     answer(&mut idle).await;
     let mut sent = server.connect().await;
-    sent.write_all(b"GET /warm HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    sent.write_all(b"GET /warm HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     answer(&mut sent).await;
-    // Fifty wait in the backlog, their requests sent.
+    // From here to the stop the server gets no turn: what is sent waits in the kernel, fifty connections in the backlog.
+    sent.try_write(b"GET /sent HTTP/1.1\r\nHost: x\r\n\r\n")
+        .unwrap();
     let mut waiting = Vec::new();
     for n in 0..50 {
-        let mut stream = server.connect().await;
-        stream.write_all(format!("GET /waiting{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
-        waiting.push(stream);
+        let mut stream = std::os::unix::net::UnixStream::connect(server.path()).unwrap();
+        std::io::Write::write_all(
+            &mut stream,
+            format!("GET /waiting{n} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes(),
+        )
+        .unwrap();
+        stream.set_nonblocking(true).unwrap();
+        waiting.push(UnixStream::from_std(stream).unwrap());
     }
-    // Sent, and stopped before the server had a chance to read it.
-    sent.write_all(b"GET /sent HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     server.stop.cancel();
-    tokio::task::yield_now().await;
     server.shared.go.notify_one();
     assert_eq!(rest(&mut idle).await, "");
     assert!(rest(&mut sent).await.ends_with("GET /sent "));
     let text = rest(&mut busy).await;
-    assert!(text.contains("GET /slow ") && text.ends_with("GET /pipelined "), "{text}");
+    assert!(
+        text.contains("GET /slow ") && text.ends_with("GET /pipelined "),
+        "{text}"
+    );
     for (n, stream) in waiting.iter_mut().enumerate() {
-        assert!(rest(stream).await.ends_with(&format!("GET /waiting{n} ")), "{n}");
+        assert!(
+            rest(stream).await.ends_with(&format!("GET /waiting{n} ")),
+            "{n}"
+        );
     }
     server.stopped().await;
 }
@@ -419,9 +566,15 @@ async fn a_stop_under_load_loses_no_request_that_was_sent() {
             callers.push(tokio::spawn(async move {
                 let mut answered = 0u32;
                 'connect: loop {
-                    let Ok(mut stream) = UnixStream::connect(&path).await else { return answered };
+                    let Ok(mut stream) = UnixStream::connect(&path).await else {
+                        return answered;
+                    };
                     loop {
-                        if stream.write_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n").await.is_err() {
+                        if stream
+                            .write_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
+                            .await
+                            .is_err()
+                        {
                             continue 'connect; // refused, and told so
                         }
                         let text = answer(&mut stream).await;
@@ -436,7 +589,12 @@ async fn a_stop_under_load_loses_no_request_that_was_sent() {
         tokio::time::sleep(Duration::from_millis(30)).await;
         server.stop.cancel();
         for caller in callers {
-            assert!(caller.await.expect("every request that was sent got its answer") > 0);
+            assert!(
+                caller
+                    .await
+                    .expect("every request that was sent got its answer")
+                    > 0
+            );
         }
         server.stopped().await;
     }
@@ -444,54 +602,93 @@ async fn a_stop_under_load_loses_no_request_that_was_sent() {
 
 #[tokio::test]
 async fn the_drain_ends_in_time_whatever_callers_do() {
-    let mut given = Given { tcp: true, ..given() };
+    let mut given = Given {
+        tcp: true,
+        ..given()
+    };
     given.terms.drain_timeout = Duration::from_millis(300);
     let server = start(given);
     let mut half_a_head = server.connect().await;
     half_a_head.write_all(b"GET / HT").await.unwrap();
-    let mut never = TcpStream::connect(server.tcp.clone().unwrap()).await.unwrap();
-    never.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    let mut never = TcpStream::connect(server.tcp.clone().unwrap())
+        .await
+        .unwrap();
+    never
+        .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     server.shared.begun.notified().await;
     let mut takes_nothing = server.connect().await;
-    takes_nothing.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    takes_nothing
+        .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     let begun = Instant::now();
     server.stop.cancel();
     server.stopped().await;
     let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(300) && took < Duration::from_secs(3), "{took:?}");
+    assert!(
+        took >= Duration::from_millis(300) && took < Duration::from_secs(3),
+        "{took:?}"
+    );
 }
 
 #[tokio::test]
 async fn callers_that_keep_the_server_waiting_give_way_to_others() {
-    let server = start(Given { connections: 8, ..given() });
+    let server = start(Given {
+        connections: 8,
+        ..given()
+    });
     let mut crowd = Vec::new();
     for n in 0..40 {
         let mut stream = server.connect().await;
         let _ = match n % 4 {
             0 => Ok(()),
             1 => stream.write_all(b"GET /half HT").await,
-            2 => stream.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab").await,
-            _ => stream.write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await,
+            2 => {
+                stream
+                    .write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nab")
+                    .await
+            }
+            _ => {
+                stream
+                    .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+                    .await
+            }
         };
         crowd.push(stream);
     }
     let begun = Instant::now();
     for _ in 0..20 {
-        let text = server.exchange(format!("GET /quick HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes()).await;
+        let text = server
+            .exchange(format!("GET /quick HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes())
+            .await;
         assert!(text.ends_with("GET /quick "), "{text}");
     }
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 }
 
 #[tokio::test]
 async fn a_caller_that_waits_for_its_answer_does_not_give_way() {
-    let server = start(Given { connections: 2, ..given() });
+    let server = start(Given {
+        connections: 2,
+        ..given()
+    });
     let mut waiting = server.connect().await;
-    waiting.write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    waiting
+        .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
     server.shared.begun.notified().await;
     for _ in 0..10 {
         let mut idle = server.connect().await;
-        idle.write_all(b"GET /warm HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        idle.write_all(b"GET /warm HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
         answer(&mut idle).await;
         std::mem::forget(idle);
     }
@@ -519,9 +716,17 @@ async fn a_socket_that_systemd_passes_is_taken_for_what_it_is() {
 
 #[tokio::test]
 async fn tcp_answers_too() {
-    let server = start(Given { tcp: true, ..given() });
-    let mut stream = TcpStream::connect(server.tcp.clone().unwrap()).await.unwrap();
-    stream.write_all(format!("GET /tcp HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes()).await.unwrap();
+    let server = start(Given {
+        tcp: true,
+        ..given()
+    });
+    let mut stream = TcpStream::connect(server.tcp.clone().unwrap())
+        .await
+        .unwrap();
+    stream
+        .write_all(format!("GET /tcp HTTP/1.1\r\nHost: x\r\n{CLOSE}").as_bytes())
+        .await
+        .unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
     assert!(text.ends_with("GET /tcp "), "{text}");
@@ -541,7 +746,10 @@ async fn a_socket_has_its_mode_and_its_directory_is_made() {
     assert_eq!(mode(&dir.path().join("new")), 0o755);
     assert_eq!(mode(&dir.path().join("admin")), 0o700);
     drop(opened);
-    assert!(!config.http.unix.exists() && !config.admin.unix.exists(), "sockets are removed at the end");
+    assert!(
+        !config.http.unix.exists() && !config.admin.unix.exists(),
+        "sockets are removed at the end"
+    );
 }
 
 #[tokio::test]
@@ -551,7 +759,10 @@ async fn a_socket_in_use_is_told_and_a_left_over_one_is_replaced() {
     let path = config.http.unix.display().to_string();
     let first = open(&config).unwrap();
     let told = open(&config).unwrap_err().to_string();
-    assert_eq!(told, format!("http.unix {path}: in use by another process; stop it or choose another path"));
+    assert_eq!(
+        told,
+        format!("http.unix {path}: in use by another process; stop it or choose another path")
+    );
     drop(first);
     // Somebody who knows nothing of the lock.
     let stranger = std::os::unix::net::UnixListener::bind(&path).unwrap();
@@ -559,7 +770,12 @@ async fn a_socket_in_use_is_told_and_a_left_over_one_is_replaced() {
     drop(stranger);
     assert!(Path::new(&path).exists(), "left over");
     let again = open(&config).unwrap();
-    assert!(std::fs::symlink_metadata(&path).unwrap().file_type().is_socket());
+    assert!(
+        std::fs::symlink_metadata(&path)
+            .unwrap()
+            .file_type()
+            .is_socket()
+    );
     drop(again);
 }
 
@@ -578,7 +794,28 @@ async fn nothing_but_a_socket_is_ever_removed_or_followed() {
     std::fs::remove_file(&config.http.unix).unwrap();
     std::fs::remove_file(dir.path().join("http.sock.lock")).unwrap();
     std::os::unix::fs::symlink(&file, dir.path().join("http.sock.lock")).unwrap();
-    assert!(open(&config).is_err(), "nor is the lock a link to elsewhere");
+    assert!(
+        open(&config).is_err(),
+        "nor is the lock a link to elsewhere"
+    );
+}
+
+#[tokio::test]
+async fn a_closed_door_lets_nobody_new_in_and_keeps_who_had_connected() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let mut door = open(&config).unwrap().call.remove(0);
+    // A second name keeps the socket within reach when its own is gone: as for a caller that had just looked it up.
+    let looked_up = dir.path().join("looked-up");
+    std::fs::hard_link(&config.http.unix, &looked_up).unwrap();
+    let connected = std::os::unix::net::UnixStream::connect(&config.http.unix).unwrap();
+    door.refuse_new();
+    assert!(!config.http.unix.exists());
+    let late = std::os::unix::net::UnixStream::connect(&looked_up).unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::ConnectionRefused);
+    assert!(matches!(door.waiting(), Ok(Stream::Unix(_))));
+    assert!(door.waiting().is_err());
+    drop(connected);
 }
 
 #[tokio::test]
@@ -586,7 +823,10 @@ async fn a_directory_that_anyone_may_write_to_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(matches!(open(&config), Err(BindError::OpenDirectory { .. })));
+    assert!(matches!(
+        open(&config),
+        Err(BindError::OpenDirectory { .. })
+    ));
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o1777)).unwrap();
     assert!(open(&config).is_ok());
 }
@@ -598,9 +838,20 @@ async fn a_port_in_use_and_an_unknown_group_are_told() {
     let mut config = config(dir.path());
     config.http.tcp = taken.local_addr().unwrap().to_string();
     let told = open(&config).unwrap_err().to_string();
-    assert_eq!(told, format!("http.tcp {}: in use by another process; stop it or choose another port", config.http.tcp));
+    assert_eq!(
+        told,
+        format!(
+            "http.tcp {}: in use by another process; stop it or choose another port",
+            config.http.tcp
+        )
+    );
     config.http.unix_group = "nobody-here".to_owned();
-    assert!(open(&config).unwrap_err().to_string().starts_with("http.unix_group: no group \"nobody-here\""));
+    assert!(
+        open(&config)
+            .unwrap_err()
+            .to_string()
+            .starts_with("http.unix_group: no group \"nobody-here\"")
+    );
     assert!(!problems(&config).is_empty());
 }
 
@@ -612,14 +863,188 @@ async fn the_kernel_says_who_connected() {
     let door = &opened.call[0];
     let (connected, accepted) = tokio::join!(UnixStream::connect(&config.http.unix), door.accept());
     let _caller = connected.unwrap();
-    let Stream::Unix(stream) = accepted.unwrap() else { panic!("not a Unix socket") };
+    let Stream::Unix(stream) = accepted.unwrap() else {
+        panic!("not a Unix socket")
+    };
     let peer = door.peer(&stream, true).unwrap();
     assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
     assert_eq!(peer.gid, rustix::process::getegid().as_raw());
     assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
-    let mut mine: Vec<u32> = rustix::process::getgroups().unwrap().into_iter().map(|gid| gid.as_raw()).collect();
+    let mut mine: Vec<u32> = rustix::process::getgroups()
+        .unwrap()
+        .into_iter()
+        .map(|gid| gid.as_raw())
+        .collect();
     let mut told = peer.groups.clone();
     mine.sort_unstable();
     told.sort_unstable();
     assert_eq!(told, mine);
+}
+
+/// A whole node on sockets of its own.
+struct Whole {
+    node: lookup::tests::Node,
+    config: Config,
+    call: Vec<String>,
+}
+
+fn whole() -> (Whole, Doors) {
+    let dir = tempfile::tempdir().unwrap().keep();
+    let mut config = config(&dir);
+    config.http.tcp = "127.0.0.1:0".to_owned();
+    config.admin.unix = dir.join("admin/admin.sock");
+    let doors = bind(&config).unwrap();
+    let call = doors.call().map(str::to_owned).collect();
+    let node = lookup::tests::node_with(config.clone(), true);
+    (Whole { node, config, call }, doors)
+}
+
+async fn say(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin, request: &str) -> String {
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+#[tokio::test]
+async fn a_whole_node_answers_calls_and_operators_and_stops() {
+    let (Whole { node, config, call }, doors) = whole();
+    let lookup::tests::Node {
+        app,
+        mut orders,
+        dir: _rows,
+        ..
+    } = node;
+    let (app, stop) = (Arc::new(app), CancellationToken::new());
+    let serving = tokio::spawn(serve(Arc::clone(&app), doors, stop.clone()));
+    let unix = || UnixStream::connect(&config.http.unix);
+    let admin = || UnixStream::connect(&config.admin.unix);
+    let request = |line: &str, host: &str, body: &str| {
+        format!(
+            "{line} HTTP/1.1\r\nHost: {host}\r\nContent-Length: {}\r\n{CLOSE}{body}",
+            body.len()
+        )
+    };
+
+    let lookup = request("GET /v1/lookup?to=+14155550100", "anything", "");
+    let text = say(unix().await.unwrap(), &lookup).await;
+    assert!(
+        text.starts_with("HTTP/1.1 200 ")
+            && text.contains(r#"{"status":"ok","number":"+14155550100""#),
+        "{text}"
+    );
+    // Over TCP only under a name of this host, and without credentials.
+    let tcp = || TcpStream::connect(call[1].clone());
+    let text = say(tcp().await.unwrap(), &lookup).await;
+    assert!(
+        text.starts_with("HTTP/1.1 403 ") && text.contains(r#"{"status":"forbidden""#),
+        "{text}"
+    );
+    let text = say(
+        tcp().await.unwrap(),
+        &request("GET /v1/lookup?to=+14155550100", "localhost", ""),
+    )
+    .await;
+    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
+    let text = say(
+        tcp().await.unwrap(),
+        &request("GET /v1/credentials?to=+14155550100", "localhost", ""),
+    )
+    .await;
+    assert!(
+        text.contains(r#"{"status":"credentials_need_unix_socket""#),
+        "{text}"
+    );
+
+    let text = say(
+        admin().await.unwrap(),
+        &request("GET /v1/admin/status", "x", ""),
+    )
+    .await;
+    let body: serde_json::Value =
+        serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(
+        (&body["status"], &body["node"], &body["ready"]),
+        (&"ok".into(), &"test".into(), &true.into())
+    );
+    assert_eq!(
+        body["keys"],
+        serde_json::json!([{"id": "k1", "seals": true}])
+    );
+    assert!(
+        body["replica"].is_object()
+            && body["feed"]["state"] == "idle"
+            && body["quarantined"].is_array(),
+        "{body}"
+    );
+    let text = say(admin().await.unwrap(), &lookup).await;
+    assert!(
+        text.starts_with("HTTP/1.1 404 "),
+        "calls are not answered there: {text}"
+    );
+    let text = say(
+        unix().await.unwrap(),
+        &request("GET /v1/admin/status", "x", ""),
+    )
+    .await;
+    assert!(
+        text.starts_with("HTTP/1.1 404 "),
+        "nor operators here: {text}"
+    );
+
+    // An order is placed although nobody waits for it; one that is waited for is reported.
+    let refresh = |body: &str| request("POST /v1/admin/refresh", "x", body);
+    let text = say(admin().await.unwrap(), &refresh(r#"{"scope":"all"}"#)).await;
+    assert!(
+        text.starts_with("HTTP/1.1 202 ") && text.ends_with(r#"{"status":"accepted"}"#),
+        "{text}"
+    );
+    assert!(matches!(orders.try_recv(), Ok(Order::Refresh(..))));
+    let feed = async {
+        let Some(Order::Refresh(_, back)) = orders.recv().await else {
+            panic!("another order")
+        };
+        back.send(Ok(crate::feed::handle::RefreshReport {
+            read: 7,
+            ..Default::default()
+        }))
+        .unwrap();
+    };
+    let body = refresh(r#"{"tenant":"acme","wait":true}"#);
+    let (text, ()) = tokio::join!(async { say(admin().await.unwrap(), &body).await }, feed);
+    assert!(
+        text.starts_with("HTTP/1.1 200 ")
+            && text.contains(r#"{"status":"ok","cursor":"","read":7"#),
+        "{text}"
+    );
+    let text = say(
+        admin().await.unwrap(),
+        &request("PUT /v1/admin/log", "x", r#"{"filter":"sidetone=loud"}"#),
+    )
+    .await;
+    assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
+    let text = say(
+        admin().await.unwrap(),
+        &request("POST /v1/admin/keys/reload", "x", ""),
+    )
+    .await;
+    assert!(
+        text.starts_with("HTTP/1.1 409 ") && text.contains(r#"{"status":"bad_keyring""#),
+        "{text}"
+    );
+
+    assert_eq!(
+        app.metrics.connections_total.get(),
+        5,
+        "operators are not counted"
+    );
+    assert_eq!(app.metrics.lookups.get(Outcome::Forbidden), 1);
+    stop.cancel();
+    tokio::time::timeout(Duration::from_secs(5), serving)
+        .await
+        .expect("stops")
+        .unwrap();
+    assert_eq!(app.metrics.connections.get(), 0);
+    assert!(unix().await.is_err() && admin().await.is_err());
+    std::fs::remove_dir_all(config.http.unix.parent().unwrap()).unwrap();
 }

@@ -6,7 +6,6 @@
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -74,7 +73,11 @@ impl Asked {
 
     /// Every value of a header that may be given in several lines.
     pub(super) fn headers(&self, name: HeaderName) -> Vec<&str> {
-        self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect()
+        self.headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect()
     }
 }
 
@@ -95,7 +98,13 @@ impl Reply {
     }
 
     pub(super) fn new(code: StatusCode, form: Form, body: impl Into<Bytes>) -> Self {
-        Self { code, form, body: body.into(), headers: Vec::new(), close: false }
+        Self {
+            code,
+            form,
+            body: body.into(),
+            headers: Vec::new(),
+            close: false,
+        }
     }
 
     /// 200 with a value as JSON.
@@ -127,7 +136,10 @@ impl Reply {
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.code;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.form.content_type()));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static(self.form.content_type()),
+        );
         headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
         headers.extend(self.headers);
         if self.close || close {
@@ -146,24 +158,37 @@ pub(super) struct Fail {
 
 impl Fail {
     pub(super) fn new(outcome: Outcome, message: impl Into<String>) -> Self {
-        Self { outcome, message: message.into() }
+        Self {
+            outcome,
+            message: message.into(),
+        }
     }
 
     pub(super) fn code(&self) -> StatusCode {
         match self.outcome {
             Outcome::Ok => StatusCode::OK,
-            Outcome::TenantSuspended | Outcome::Forbidden | Outcome::CredentialsNeedUnixSocket => StatusCode::FORBIDDEN,
-            Outcome::InactiveNumber | Outcome::UnknownNumber | Outcome::NoSuchRoute => StatusCode::NOT_FOUND,
+            Outcome::TenantSuspended | Outcome::Forbidden | Outcome::CredentialsNeedUnixSocket => {
+                StatusCode::FORBIDDEN
+            }
+            Outcome::InactiveNumber | Outcome::UnknownNumber | Outcome::NoSuchRoute => {
+                StatusCode::NOT_FOUND
+            }
             Outcome::InvalidNumber | Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Outcome::CredentialsStale | Outcome::NotReady | Outcome::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Outcome::CredentialsStale | Outcome::NotReady | Outcome::Overloaded => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
     pub(super) fn reply(&self, form: Form) -> Reply {
         let code = self.code();
         let reply = failure(code, form, self.outcome.label(), &self.message);
-        if code == StatusCode::SERVICE_UNAVAILABLE { reply.with(header::RETRY_AFTER, "1") } else { reply }
+        if code == StatusCode::SERVICE_UNAVAILABLE {
+            reply.with(header::RETRY_AFTER, "1")
+        } else {
+            reply
+        }
     }
 }
 
@@ -174,19 +199,35 @@ pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str)
         Form::Pairs => answer::error_form(status, message),
         Form::Plain => Vec::new(),
     };
-    Reply::new(code, if form == Form::Metrics { Form::Json } else { form }, body)
+    Reply::new(
+        code,
+        if form == Form::Metrics {
+            Form::Json
+        } else {
+            form
+        },
+        body,
+    )
 }
 
 fn internal() -> Reply {
     let message = "this answer failed; the daemon's log says why";
-    failure(StatusCode::INTERNAL_SERVER_ERROR, Form::Json, "internal", message)
+    failure(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        Form::Json,
+        "internal",
+        message,
+    )
 }
 
 /// A method that the route has not.
 pub(super) fn not_allowed(allowed: &str, form: Form) -> Reply {
-    Fail::new(Outcome::MethodNotAllowed, format!("this route takes {allowed}"))
-        .reply(form)
-        .with(header::ALLOW, allowed)
+    Fail::new(
+        Outcome::MethodNotAllowed,
+        format!("this route takes {allowed}"),
+    )
+    .reply(form)
+    .with(header::ALLOW, allowed)
 }
 
 /// Answers the requests of one connection.
@@ -226,7 +267,9 @@ pub(super) async fn serve<H: Handler>(
             progress.begin(request.body().is_end_stream());
             async move {
                 let length = request.body().size_hint().exact();
-                let reply = AssertUnwindSafe(respond(request, &handler, &limits)).catch_unwind().await;
+                let reply = AssertUnwindSafe(respond(request, &handler, &limits))
+                    .catch_unwind()
+                    .await;
                 // The panic itself is logged by the hook.
                 let reply = reply.unwrap_or_else(|_| internal());
                 let last = progress.end(length);
@@ -258,7 +301,11 @@ pub(super) async fn serve<H: Handler>(
     }
 }
 
-async fn respond<H: Handler>(request: Request<Incoming>, handler: &Arc<H>, limits: &Limits) -> Reply {
+async fn respond<H: Handler>(
+    request: Request<Incoming>,
+    handler: &Arc<H>,
+    limits: &Limits,
+) -> Reply {
     let (head, body) = request.into_parts();
     if handler.over_tcp()
         && let Err(fail) = super::host::check(&head.headers, &head.uri, head.version)
@@ -270,18 +317,29 @@ async fn respond<H: Handler>(request: Request<Incoming>, handler: &Arc<H>, limit
     if target.is_some_and(|target| target.as_str().len() > MOST_TARGET_BYTES) {
         handler.refused(Outcome::BadRequest);
         let message = format!("path and query are longer than {MOST_TARGET_BYTES} bytes");
-        return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
+        return Fail::new(Outcome::BadRequest, message)
+            .reply(Form::Json)
+            .closing();
     }
-    let body = match tokio::time::timeout(limits.ends.header_timeout, whole(body, &head.headers, limits.max_body)).await {
+    let body = match tokio::time::timeout(
+        limits.ends.header_timeout,
+        whole(body, &head.headers, limits.max_body),
+    )
+    .await
+    {
         Ok(Ok(body)) => body,
         Ok(Err(message)) => {
             handler.refused(Outcome::BadRequest);
-            return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
+            return Fail::new(Outcome::BadRequest, message)
+                .reply(Form::Json)
+                .closing();
         }
         Err(_) => {
             handler.refused(Outcome::BadRequest);
             let message = "the body did not arrive in time";
-            return Fail::new(Outcome::BadRequest, message).reply(Form::Json).closing();
+            return Fail::new(Outcome::BadRequest, message)
+                .reply(Form::Json)
+                .closing();
         }
     };
     let asked = Asked {
@@ -308,8 +366,12 @@ async fn whole(mut body: Incoming, headers: &HeaderMap, most: u64) -> Result<Byt
     let mut kept = Vec::with_capacity(usize::try_from(declared.min(most)).unwrap_or(0));
     let mut length: u64 = 0;
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { return Err("the body broke off".to_owned()) };
-        let Some(data) = frame.data_ref() else { continue };
+        let Ok(frame) = frame else {
+            return Err("the body broke off".to_owned());
+        };
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
         length = length.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
         if length > most.saturating_add(MOST_DISCARDED_BYTES) {
             break;
@@ -318,7 +380,11 @@ async fn whole(mut body: Incoming, headers: &HeaderMap, most: u64) -> Result<Byt
             kept.extend_from_slice(data);
         }
     }
-    if length > most { Err(too_large()) } else { Ok(kept.into()) }
+    if length > most {
+        Err(too_large())
+    } else {
+        Ok(kept.into())
+    }
 }
 
 /// Whether a caller may leave `Host` out.

@@ -13,18 +13,58 @@ pub const READS: [(Table, &[&str]); 7] = [
     (Table::Tenants, &["id", "name", "slug", "status"]),
     (
         Table::TenantSettings,
-        &["tenant_id", "model", "transcription_provider", "recording_enabled", "business_hours"],
+        &[
+            "tenant_id",
+            "model",
+            "transcription_provider",
+            "recording_enabled",
+            "business_hours",
+        ],
     ),
-    (Table::TenantCredentials, &["id", "tenant_id", "provider", "name", "data_ciphertext"]),
+    (
+        Table::TenantCredentials,
+        &["id", "tenant_id", "provider", "name", "data_ciphertext"],
+    ),
     (
         Table::TenantPhoneNumbers,
-        &["id", "tenant_id", "e164", "label", "default_language", "default_voice", "timezone", "active"],
+        &[
+            "id",
+            "tenant_id",
+            "e164",
+            "label",
+            "default_language",
+            "default_voice",
+            "timezone",
+            "active",
+        ],
     ),
-    (Table::Prompts, &["id", "tenant_id", "name", "scope", "active", "priority", "created_at"]),
-    (Table::PromptVersions, &["id", "prompt_id", "version", "content"]),
+    (
+        Table::Prompts,
+        &[
+            "id",
+            "tenant_id",
+            "name",
+            "scope",
+            "active",
+            "priority",
+            "created_at",
+        ],
+    ),
+    (
+        Table::PromptVersions,
+        &["id", "prompt_id", "version", "content"],
+    ),
     (
         Table::PromptBindings,
-        &["id", "prompt_id", "account_ref", "event_type", "phone_number_id", "conditions_json", "created_at"],
+        &[
+            "id",
+            "prompt_id",
+            "account_ref",
+            "event_type",
+            "phone_number_id",
+            "conditions_json",
+            "created_at",
+        ],
     ),
 ];
 
@@ -81,8 +121,14 @@ pub async fn connect(target: &Target) -> Result<PgConnection, SourceError> {
         Err(_) => Err(SourceError::Timeout(limit)),
         Ok(Ok(conn)) => Ok(conn),
         Ok(Err(err)) => Err(match err.as_database_error() {
-            Some(db) => SourceError::Rejected { place, what: db.message().to_owned() },
-            None => SourceError::Connect { place, what: explain(&chain(&err)) },
+            Some(db) => SourceError::Rejected {
+                place,
+                what: db.message().to_owned(),
+            },
+            None => SourceError::Connect {
+                place,
+                what: explain(&chain(&err)),
+            },
         }),
     }
 }
@@ -92,62 +138,73 @@ pub async fn connect(target: &Target) -> Result<PgConnection, SourceError> {
 /// # Errors
 /// [`sqlx::Error`] when the connection breaks.
 pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection, sqlx::Error> {
-    let (server_version, server_version_num, encoding, recovery, role, superuser) =
-        sqlx::query_as::<_, (String, i32, String, bool, String, bool)>(
-            "select current_setting('server_version'), current_setting('server_version_num')::int,
-                    current_setting('server_encoding'), pg_is_in_recovery(), current_user::text,
-                    (select rolsuper from pg_roles where rolname = current_user)",
-        )
-        .fetch_one(&mut *conn)
-        .await?;
-    let (tables, columns) = READS.iter().flat_map(|(table, columns)| columns.iter().map(move |c| (table.as_str(), *c))).unzip::<_, _, Vec<_>, Vec<_>>();
-    let found = sqlx::query_as::<_, (String, bool, bool)>(
-        "select w.tab || '.' || w.col, a.attnum is not null,
-                coalesce(has_column_privilege(a.attrelid, a.attnum, 'select'), false)
-           from unnest($1::text[], $2::text[]) as w (tab, col)
-           left join pg_attribute a
-             on a.attrelid = to_regclass('public.' || w.tab) and a.attname = w.col and not a.attisdropped",
+    let server = sqlx::query!(
+        r#"select current_setting('server_version') as "version!", current_setting('server_version_num')::int as "number!",
+                  current_setting('server_encoding') as "encoding!", pg_is_in_recovery() as "recovery!",
+                  current_user::text as "role!",
+                  (select rolsuper from pg_roles where rolname = current_user) as "superuser!""#
     )
-    .bind(&tables)
-    .bind(&columns)
+    .fetch_one(&mut *conn)
+    .await?;
+    let (tables, columns) = READS
+        .iter()
+        .flat_map(|(table, columns)| columns.iter().map(move |c| (table.as_str(), *c)))
+        .unzip::<_, _, Vec<_>, Vec<_>>();
+    let found = sqlx::query!(
+        r#"select w.tab || '.' || w.col as "name!", a.attnum is not null as "exists!",
+                  coalesce(has_column_privilege(a.attrelid, a.attnum, 'select'), false) as "readable!"
+             from unnest($1::text[], $2::text[]) as w (tab, col)
+             left join pg_attribute a
+               on a.attrelid = to_regclass('public.' || w.tab) and a.attname = w.col and not a.attisdropped"#,
+        &tables as &[&str],
+        &columns as &[&str],
+    )
     .fetch_all(&mut *conn)
     .await?;
-    let named = |wanted: fn(&(String, bool, bool)) -> bool| {
-        found.iter().filter(|row| wanted(row)).map(|(name, ..)| name.clone()).collect::<Vec<_>>()
+    let named = |wanted: fn(bool, bool) -> bool| {
+        found
+            .iter()
+            .filter(|row| wanted(row.exists, row.readable))
+            .map(|row| row.name.clone())
+            .collect::<Vec<_>>()
     };
-    let (reads_passwords, writable) = sqlx::query_as::<_, (bool, Vec<String>)>(
-        "select exists (select from pg_attribute a
-                         where a.attrelid = to_regclass('public.users') and a.attname = 'hash_password'
-                           and has_column_privilege(a.attrelid, a.attnum, 'select')),
-                array(select t.tab from unnest($1::text[]) as t (tab)
-                       where has_table_privilege(to_regclass('public.' || t.tab), 'insert, update, delete, truncate'))",
+    let every_table = Table::ALL.map(Table::as_str);
+    let rights = sqlx::query!(
+        r#"select exists (select from pg_attribute a
+                           where a.attrelid = to_regclass('public.users') and a.attname = 'hash_password'
+                             and has_column_privilege(a.attrelid, a.attnum, 'select')) as "passwords!",
+                  array(select t.tab from unnest($1::text[]) as t (tab)
+                         where has_table_privilege(to_regclass('public.' || t.tab), 'insert, update, delete, truncate'))
+                    as "writable!: Vec<String>""#,
+        every_table.as_slice() as &[&str],
     )
-    .bind(Table::ALL.map(Table::as_str).as_slice())
     .fetch_one(&mut *conn)
     .await?;
     Ok(Inspection {
-        server_version,
-        server_version_num,
-        encoding,
-        recovery,
-        role,
-        superuser,
-        missing: named(|(_, exists, _)| !exists),
-        unreadable: named(|(_, exists, readable)| *exists && !readable),
-        writable,
-        reads_passwords,
+        server_version: server.version,
+        server_version_num: server.number,
+        encoding: server.encoding,
+        recovery: server.recovery,
+        role: server.role,
+        superuser: server.superuser,
+        missing: named(|exists, _| !exists),
+        unreadable: named(|exists, readable| exists && !readable),
+        writable: rights.writable,
+        reads_passwords: rights.passwords,
         feed: feed(conn).await?,
     })
 }
 
 async fn feed(conn: &mut PgConnection) -> Result<Option<Feed>, sqlx::Error> {
-    let there: bool = sqlx::query_scalar("select to_regnamespace('sidetone') is not null").fetch_one(&mut *conn).await?;
+    let there = sqlx::query_scalar!(r#"select to_regnamespace('sidetone') is not null as "there!""#)
+        .fetch_one(&mut *conn)
+        .await?;
     if !there {
         return Ok(None);
     }
     // A name in a schema that may not be used cannot even be looked up, hence the catalogues.
-    let rights = sqlx::query_as::<_, (String, bool)>(
-        "select 'schema sidetone', has_schema_privilege('sidetone', 'usage')
+    let rights = sqlx::query!(
+        r#"select 'schema sidetone' as "name!", has_schema_privilege('sidetone', 'usage') as "allowed!"
          union all
          select 'sidetone.' || w.name, coalesce(bool_or(has_table_privilege(c.oid, 'select')), false)
            from unnest('{meta,change}'::text[]) as w (name)
@@ -157,38 +214,53 @@ async fn feed(conn: &mut PgConnection) -> Result<Option<Feed>, sqlx::Error> {
          select 'sidetone.' || w.name || '()', coalesce(bool_or(has_function_privilege(p.oid, 'execute')), false)
            from unnest('{armed,prune}'::text[]) as w (name)
            left join pg_proc p on p.proname = w.name and p.pronamespace = to_regnamespace('sidetone')
-          group by w.name",
+          group by w.name"#
     )
     .fetch_all(&mut *conn)
     .await?;
-    let forbidden: Vec<String> = rights.into_iter().filter(|(_, allowed)| !allowed).map(|(name, _)| name).collect();
-    let may = |name: &str| !forbidden.iter().any(|no| no == name || no == "schema sidetone");
-    let meta: Option<(i32, bool)> = if may("sidetone.meta") {
-        sqlx::query_as("select schema_version, doorbell from sidetone.meta").fetch_optional(&mut *conn).await?
+    let forbidden: Vec<String> = rights
+        .into_iter()
+        .filter(|right| !right.allowed)
+        .map(|right| right.name)
+        .collect();
+    let may = |name: &str| {
+        !forbidden
+            .iter()
+            .any(|no| no == name || no == "schema sidetone")
+    };
+    let meta = if may("sidetone.meta") {
+        sqlx::query!("select schema_version, doorbell from sidetone.meta")
+            .fetch_optional(&mut *conn)
+            .await?
     } else {
         None
     };
     let armed = if may("sidetone.armed()") {
-        Some(sqlx::query_scalar("select sidetone.armed()").fetch_one(&mut *conn).await?)
+        Some(
+            sqlx::query_scalar!(r#"select sidetone.armed() as "armed!""#)
+                .fetch_one(&mut *conn)
+                .await?,
+        )
     } else {
         None
     };
-    let silent = sqlx::query_scalar(
-        "select w.tab || '.' || event.name
+    let every_table = Table::ALL.map(Table::as_str);
+    let silent = sqlx::query_scalar!(
+        r#"select w.tab || '.' || event.name as "name!"
            from unnest($1::text[]) as w (tab)
           cross join unnest('{sidetone_insert,sidetone_update,sidetone_delete,sidetone_truncate}'::text[]) as event (name)
            left join pg_trigger t
              on t.tgrelid = to_regclass('public.' || w.tab) and t.tgname = event.name and t.tgenabled = 'A'
           where t.oid is null
-          order by 1",
+          order by 1"#,
+        every_table.as_slice() as &[&str],
     )
-    .bind(Table::ALL.map(Table::as_str).as_slice())
     .fetch_all(&mut *conn)
     .await?;
     Ok(Some(Feed {
         forbidden,
-        schema_version: meta.map(|(version, _)| version),
-        doorbell: meta.map(|(_, doorbell)| doorbell),
+        schema_version: meta.as_ref().map(|meta| meta.schema_version),
+        doorbell: meta.as_ref().map(|meta| meta.doorbell),
         armed,
         silent,
     }))

@@ -44,9 +44,13 @@ pub struct Step {
 /// [`sqlx::Error`] when the list of applied ones cannot be read.
 pub async fn pending(conn: &mut PgConnection) -> Result<Vec<Step>, sqlx::Error> {
     let recorded: bool =
-        sqlx::query_scalar("select to_regclass('sidetone._sqlx_migrations') is not null").fetch_one(&mut *conn).await?;
+        sqlx::query_scalar("select to_regclass('sidetone._sqlx_migrations') is not null")
+            .fetch_one(&mut *conn)
+            .await?;
     let applied: Vec<i64> = if recorded {
-        sqlx::query_scalar("select version from sidetone._sqlx_migrations where success").fetch_all(&mut *conn).await?
+        sqlx::query_scalar("select version from sidetone._sqlx_migrations where success")
+            .fetch_all(&mut *conn)
+            .await?
     } else {
         Vec::new()
     };
@@ -54,7 +58,10 @@ pub async fn pending(conn: &mut PgConnection) -> Result<Vec<Step>, sqlx::Error> 
     Ok(migrator()
         .iter()
         .filter(|migration| missing(&migration.version))
-        .map(|migration| Step { version: migration.version, what: migration.description.to_string() })
+        .map(|migration| Step {
+            version: migration.version,
+            what: migration.description.to_string(),
+        })
         .collect())
 }
 

@@ -68,7 +68,7 @@ macro_rules! held_number {
     };
 }
 
-/// Everything of a pull beside keys and rows. `lag_ms`: what a standby replays now was committed at most so long ago.
+/// Everything of a pull beside keys and rows.
 macro_rules! header {
     () => {
         "json_build_object(
@@ -82,10 +82,7 @@ macro_rules! header {
            'schema_version', (select schema_version from sidetone.meta),
            'floor', (select floor::text from sidetone.meta),
            'future', exists (select from sidetone.change where xid >= pg_snapshot_xmax(pg_current_snapshot())),
-           'queue_usage', case when pg_is_in_recovery() then 0 else pg_notification_queue_usage() end,
-           'lag_ms', case when pg_is_in_recovery()
-              then greatest(0, extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::bigint
-              else 0 end)::text"
+           'queue_usage', case when pg_is_in_recovery() then 0 else pg_notification_queue_usage() end)::text"
     };
 }
 
@@ -110,10 +107,12 @@ macro_rules! log_since {
     };
 }
 
-/// One statement: header, changed keys and their rows. `$3` tenants held, `$4` most keys whose rows come along.
+/// One statement: header, changed keys and their rows. `$3` tenants held, `$4` most keys whose rows come along, and no more
+/// than a hundred tenants: theirs are large.
 pub(super) const PULL: &str = concat!(
     "with ", log_since!(), ",
-     whole as materialized (select (select count(*) from keys) <= $4::bigint and (select count(*) from log) <= 50000 as is),
+     whole as materialized (select (select count(*) from keys) <= $4::bigint and (select count(*) from log) <= 50000
+        and (select count(*) from keys where kind = 'tenant') <= 100 as is),
      tenants as materialized (select id::uuid from keys, whole where whole.is and kind = 'tenant'
         and id ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$'),
      numbers as materialized (select id from keys, whole where whole.is and kind = 'number')
@@ -207,6 +206,13 @@ pub(super) const TENANT_ID: &str = "select t.id from public.tenants t where t.sl
 /// What a session must be told before it is used.
 pub(super) const SESSION: &str = "select current_setting('server_version'), current_setting('server_encoding'), pg_is_in_recovery(), \
      to_regclass('sidetone.meta') is not null and to_regclass('sidetone.change') is not null, pg_backend_pid()";
+
+/// How far the primary has written: a standby that has replayed this holds everything that had committed.
+pub(super) const WRITTEN: &str = "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8";
+
+/// How far a standby has replayed the log, and how long ago the last transaction it replayed was committed.
+pub(super) const REPLAYED: &str = "select (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::int8, \
+     greatest(0, extract(epoch from clock_timestamp() - pg_last_xact_replay_timestamp()) * 1000)::int8";
 
 /// Whether this session still hears: a transaction pooler accepts LISTEN and delivers to strangers.
 pub(super) const LISTENING: &str = "select pg_backend_pid(), exists (select from pg_listening_channels() as c where c = 'sidetone')";

@@ -94,15 +94,19 @@ impl Target {
     /// # Errors
     /// [`TargetError`], which never repeats the URL.
     pub fn new(settings: &PostgresConfig, node: &str) -> Result<Self, TargetError> {
-        let url = if settings.url_file.as_os_str().is_empty() {
-            SecretString::from(settings.url.clone())
-        } else {
-            let path = settings.url_file.clone();
-            std::fs::read_to_string(&path)
-                .map(SecretString::from)
-                .map_err(|source| TargetError::File { path, source })?
-        };
-        Self::from_url(&url, settings, node)
+        Self::from_url(&read_url(&settings.url, &settings.url_file)?, settings, node)
+    }
+
+    /// Reads `postgres.read_url` or `postgres.read_url_file`; `None` where neither is set.
+    ///
+    /// # Errors
+    /// [`TargetError`], which never repeats the URL.
+    pub fn to_read_from(settings: &PostgresConfig, node: &str) -> Result<Option<Self>, TargetError> {
+        if settings.read_url.is_empty() && settings.read_url_file.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let url = read_url(&settings.read_url, &settings.read_url_file)?;
+        Self::from_url(&url, settings, node).map(Some)
     }
 
     /// From a URL given otherwise, e.g. on the command line.
@@ -235,6 +239,15 @@ impl Target {
     pub fn user(&self) -> Option<&str> {
         self.config.get_user()
     }
+}
+
+fn read_url(url: &str, file: &Path) -> Result<SecretString, TargetError> {
+    if file.as_os_str().is_empty() {
+        return Ok(SecretString::from(url.to_owned()));
+    }
+    std::fs::read_to_string(file)
+        .map(SecretString::from)
+        .map_err(|source| TargetError::File { path: file.to_path_buf(), source })
 }
 
 /// What the URL says about TLS.

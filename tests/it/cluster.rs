@@ -1,8 +1,8 @@
 //! Throwaway Postgres clusters.
 //!
-//! Everything a test process starts lives below one directory, and every process in it works there. A watchdog, told by
-//! the end of a pipe that the test process is gone (finished, panicked or SIGKILLed), ends whatever still works in that
-//! directory and removes it. Durability is off: a killed server keeps its files, a killed machine would not.
+//! Everything a test process starts lives below one directory, and every process in it works there. The demo's watchdog
+//! ends whatever still works in that directory, and removes it, once the test process is finished, panicked or killed.
+//! Durability is off: a killed server keeps its files, a killed machine would not.
 #![allow(
     dead_code,
     reason = "a harness offers more than the tests of one day use"
@@ -12,16 +12,15 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::ops::Deref;
-use std::os::unix::fs::{PermissionsExt as _, chown};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use rustix::process::{Pid, Signal};
+use sidetone::cli::demo::cluster::{Programs, SUPERUSER, Watchdog};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use sqlx::{ConnectOptions as _, PgConnection};
 use tokio_postgres::types::{FromSqlOwned, ToSql};
@@ -29,56 +28,10 @@ use tokio_postgres::{AsyncMessage, NoTls, Row};
 
 /// How long a server may take to start, stop or answer before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
-const SUPERUSER: &str = "postgres";
 const TEMPLATE: &str = "migrated_template";
 
 /// The directory of this test process and what ends with it.
-struct Root {
-    dir: PathBuf,
-    /// Its standard input is the pipe whose end the watchdog waits for.
-    _watchdog: Child,
-}
-
-static ROOT: LazyLock<Root> = LazyLock::new(|| {
-    let dir = tempfile::Builder::new()
-        .prefix("sidetone-it-")
-        .tempdir()
-        .unwrap()
-        .keep();
-    let dir = dir.canonicalize().unwrap();
-    fs::set_permissions(&dir, fs::Permissions::from_mode(0o711)).unwrap();
-    let watchdog = Command::new("sh")
-        .args(["-c", WATCHDOG, "sh"])
-        .arg(&dir)
-        .current_dir("/")
-        .process_group(0)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    Root {
-        dir,
-        _watchdog: watchdog,
-    }
-});
-
-/// `$1` is the root. QUIT is Postgres' immediate shutdown; what is still there after 8 s, KILL.
-const WATCHDOG: &str = r#"
-while read -r _; do :; done
-inside() {
-    for p in /proc/[0-9]*; do
-        case "$(readlink "$p/cwd" 2>/dev/null)/" in "$1"/*) echo "${p#/proc/}";; esac
-    done
-}
-pids=$(inside "$1")
-[ -z "$pids" ] || { kill -CONT $pids; kill -QUIT $pids; } 2>/dev/null
-n=0
-while [ -n "$(inside "$1")" ] && [ $n -lt 80 ]; do sleep 0.1; n=$((n + 1)); done
-pids=$(inside "$1")
-[ -z "$pids" ] || kill -KILL $pids 2>/dev/null
-rm -rf "$1"
-"#;
+static ROOT: LazyLock<Watchdog> = LazyLock::new(|| Watchdog::over_new_dir("sidetone-it-").unwrap());
 
 static SERIAL: AtomicU32 = AtomicU32::new(0);
 
@@ -86,111 +39,21 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 /// directory does not survive the test process.
 pub(crate) fn scratch(name: &str) -> PathBuf {
     let dir = ROOT
-        .dir
+        .dir()
         .join(format!("{name}{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir(&dir).unwrap();
     dir
 }
 
-/// The server programs, and who may run them: Postgres refuses to run as root.
-struct Programs {
-    bin: PathBuf,
-    major: u32,
-    account: Option<(u32, u32)>,
-}
-
 static PROGRAMS: LazyLock<Programs> = LazyLock::new(|| {
-    let asked = std::env::var_os("SIDETONE_PG_BIN").map(PathBuf::from);
-    let candidates: Vec<PathBuf> = match &asked {
-        Some(bin) => vec![bin.clone()],
-        None => std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default())
-            .chain(
-                fs::read_dir("/usr/lib/postgresql")
-                    .into_iter()
-                    .flatten()
-                    .flatten()
-                    .map(|d| d.path().join("bin")),
-            )
-            .collect(),
-    };
-    let (major, bin) = candidates
-        .into_iter()
-        .filter(|bin| bin.join("initdb").exists())
-        .filter_map(|bin| Some((major(&bin)?, bin)))
-        .filter(|(major, _)| *major >= 13)
-        .max_by_key(|(major, _)| (*major == 15, *major))
-        .unwrap_or_else(|| {
-            panic!("no Postgres 13 or newer found ({asked:?}): run scripts/ensure-postgres or set SIDETONE_PG_BIN")
-        });
-    let account = rustix::process::geteuid().is_root().then(|| {
-        let users = fs::read_to_string("/etc/passwd").unwrap();
-        let find = |name: &str| {
-            let line = users
-                .lines()
-                .find(|line| line.split(':').next() == Some(name))?;
-            let mut ids = line.split(':').skip(2).map(|id| id.parse().ok());
-            Some((ids.next()??, ids.next()??))
-        };
-        find("postgres").or_else(|| find("nobody")).unwrap()
-    });
-    Programs {
-        bin,
-        major,
-        account,
-    }
+    let named = std::env::var_os("SIDETONE_PG_BIN").map(PathBuf::from);
+    Programs::find(named.as_deref())
+        .unwrap_or_else(|err| panic!("{err}; or run scripts/ensure-postgres"))
 });
 
-fn major(bin: &Path) -> Option<u32> {
-    let out = Command::new(bin.join("postgres"))
-        .arg("--version")
-        .output()
-        .ok()?;
-    let text = String::from_utf8(out.stdout).ok()?;
-    let version = text
-        .split(' ')
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    version
-        .split(|c: char| !c.is_ascii_digit())
-        .next()?
-        .parse()
-        .ok()
-}
-
-impl Programs {
-    fn command(&self, name: &str) -> Command {
-        let beside = self.bin.join(name);
-        let mut command = Command::new(if beside.exists() {
-            beside.as_path()
-        } else {
-            Path::new(name)
-        });
-        command
-            .current_dir(&ROOT.dir)
-            .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
-            .env("LC_ALL", "C.UTF-8")
-            .env("TZ", "UTC")
-            .process_group(0)
-            .stdin(Stdio::null());
-        if beside.exists() {
-            // For programs that are not installed but unpacked somewhere.
-            command.env("LD_LIBRARY_PATH", self.bin.join("../lib"));
-        }
-        if let Some((uid, gid)) = self.account {
-            command.uid(uid).gid(gid);
-        }
-        command
-    }
-
-    /// A directory the servers can use and nobody else can.
-    fn dir(&self, name: &str) -> PathBuf {
-        let dir = scratch(name);
-        if let Some((uid, gid)) = self.account {
-            chown(&dir, Some(uid), Some(gid)).unwrap();
-        }
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
-        dir
-    }
+/// A program of the server, working below the root.
+fn program(name: &str) -> Command {
+    PROGRAMS.command(name, ROOT.dir())
 }
 
 fn run(command: &mut Command) {
@@ -305,8 +168,7 @@ impl Cluster {
     /// A standby that streams from this one. Needs pg_basebackup, of Debian's postgresql-client.
     pub(crate) fn standby(&self, options: Options) -> Self {
         let standby = Self::stopped(options);
-        run(PROGRAMS
-            .command("pg_basebackup")
+        run(program("pg_basebackup")
             .arg("-D")
             .arg(standby.data())
             .args([
@@ -319,8 +181,12 @@ impl Cluster {
     }
 
     fn stopped(options: Options) -> Self {
+        let dir = ROOT
+            .dir()
+            .join(format!("pg{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
+        PROGRAMS.make_dir(&dir).unwrap();
         Self {
-            dir: PROGRAMS.dir("pg"),
+            dir,
             port: AtomicU16::new(free_port()),
             options,
             postmaster: Mutex::new(None),
@@ -400,7 +266,7 @@ impl Cluster {
             .append(true)
             .open(self.dir.join("log"))
             .unwrap();
-        let mut command = PROGRAMS.command("postgres");
+        let mut command = program("postgres");
         command
             .arg("-D")
             .arg(self.data())
@@ -636,7 +502,7 @@ fn template() -> PathBuf {
 }
 
 fn initdb(data: &Path) {
-    run(PROGRAMS.command("initdb").arg("-D").arg(data).args([
+    run(program("initdb").arg("-D").arg(data).args([
         "-U",
         SUPERUSER,
         "-A",

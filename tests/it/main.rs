@@ -10,9 +10,15 @@
 
 mod access;
 mod answers;
+mod cli;
 mod cluster;
 mod desk;
+mod docs;
+mod faults;
 mod feed;
+mod history;
 mod node;
+mod proxy;
 mod rows;
 mod schema;
+mod worlds;

@@ -35,7 +35,9 @@ pub enum ClusterError {
         looked: String,
     },
     /// No user to run the server as.
-    #[error("Postgres does not run as root, and there is neither a user postgres nor a user nobody; run this as another user")]
+    #[error(
+        "Postgres does not run as root, and there is neither a user postgres nor a user nobody; run this as another user"
+    )]
     NoUser,
     /// The directory.
     #[error("{}: cannot be made", path.display())]
@@ -86,32 +88,51 @@ impl Programs {
     /// # Errors
     /// When there are none, or nobody to run them.
     pub fn find(named: Option<&Path>) -> Result<Self, ClusterError> {
-        let looked = named.map_or_else(|| "PATH or /usr/lib/postgresql/*/bin".to_owned(), |dir| dir.display().to_string());
+        let looked = named.map_or_else(
+            || "PATH or /usr/lib/postgresql/*/bin".to_owned(),
+            |dir| dir.display().to_string(),
+        );
         let places = named.map_or_else(places, |dir| vec![dir.to_owned()]);
         let (major, bin) = places
             .into_iter()
             .filter(|dir| dir.join("initdb").is_file())
             .find_map(|dir| Some((major(&dir).filter(|major| *major >= OLDEST)?, dir)))
             .ok_or(ClusterError::NoPrograms { looked })?;
-        let account = if rustix::process::geteuid().is_root() { Some(account()?) } else { None };
-        Ok(Self { bin, major, account })
+        let account = if rustix::process::geteuid().is_root() {
+            Some(account()?)
+        } else {
+            None
+        };
+        Ok(Self {
+            bin,
+            major,
+            account,
+        })
     }
 
-    /// A program to be run in `dir` as the unprivileged user: in a group of its own, so that Ctrl-C does not reach it,
-    /// and without our environment, in which libpq would find settings.
+    /// A program, or one of `PATH` where it is not among them, to be run in `dir` as the unprivileged user: in a group
+    /// of its own, so that Ctrl-C does not reach it, and without our environment, in which libpq would find settings.
     #[must_use]
     pub fn command(&self, name: &str, dir: &Path) -> Command {
-        let mut command = Command::new(self.bin.join(name));
+        let beside = self.bin.join(name);
+        let is_beside = beside.exists();
+        let mut command = Command::new(if is_beside {
+            beside.as_path()
+        } else {
+            Path::new(name)
+        });
         command
             .current_dir(dir)
             .env_clear()
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("LC_ALL", "C")
             .env("TZ", "UTC")
-            // For programs that are not installed but unpacked somewhere.
-            .env("LD_LIBRARY_PATH", self.bin.join("../lib"))
             .process_group(0)
             .stdin(Stdio::null());
+        if is_beside {
+            // For programs that are not installed but unpacked somewhere.
+            command.env("LD_LIBRARY_PATH", self.bin.join("../lib"));
+        }
         if let Some((uid, gid)) = self.account {
             command.uid(uid).gid(gid);
         }
@@ -137,10 +158,17 @@ fn places() -> Vec<PathBuf> {
         .into_iter()
         .flatten()
         .flatten()
-        .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+        .filter_map(|entry| {
+            Some((
+                entry.file_name().to_str()?.parse().ok()?,
+                entry.path().join("bin"),
+            ))
+        })
         .collect();
     packaged.sort();
-    std::env::split_paths(&path).chain(packaged.into_iter().rev().map(|(_, dir)| dir)).collect()
+    std::env::split_paths(&path)
+        .chain(packaged.into_iter().rev().map(|(_, dir)| dir))
+        .collect()
 }
 
 fn major(bin: &Path) -> Option<u32> {
@@ -151,18 +179,29 @@ fn major(bin: &Path) -> Option<u32> {
         .output()
         .ok()?;
     let said = String::from_utf8(output.stdout).ok()?;
-    let version = said.split(' ').find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
-    version.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    let version = said
+        .split(' ')
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+    version
+        .split(|c: char| !c.is_ascii_digit())
+        .next()?
+        .parse()
+        .ok()
 }
 
 /// The user that Debian's packages make for the server, else the one that owns nothing.
 fn account() -> Result<(u32, u32), ClusterError> {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
-    ["postgres", "nobody"].iter().find_map(|name| ids(&passwd, name)).ok_or(ClusterError::NoUser)
+    ["postgres", "nobody"]
+        .iter()
+        .find_map(|name| ids(&passwd, name))
+        .ok_or(ClusterError::NoUser)
 }
 
 fn ids(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    let line = passwd.lines().find(|line| line.split(':').next() == Some(name))?;
+    let line = passwd
+        .lines()
+        .find(|line| line.split(':').next() == Some(name))?;
     let mut ids = line.split(':').skip(2).map(|id| id.parse().ok());
     Some((ids.next()??, ids.next()??))
 }
@@ -172,9 +211,8 @@ const WATCHDOG: &str = r#"
 trap '' HUP INT TERM
 while read -r _; do :; done
 inside() {
-    for p in /proc/[0-9]*; do
-        case "$(readlink "$p/cwd" 2>/dev/null)/" in "$1"/*) echo "${p#/proc/}";; esac
-    done
+    ls -l /proc/[0-9]*/cwd 2>/dev/null |
+        awk -v dir=" -> $1/" 'index($0 "/", dir) { sub(".*/proc/", ""); sub("/.*", ""); print }'
 }
 pids=$(inside "$1")
 [ -z "$pids" ] || { kill -CONT $pids; kill -QUIT $pids; } 2>/dev/null
@@ -201,9 +239,19 @@ impl Watchdog {
     pub fn over_new_dir(prefix: &str) -> Result<Self, ClusterError> {
         let usual = std::env::temp_dir();
         // A socket's path has at most 107 bytes.
-        let base = if usual.as_os_str().len() > 50 { PathBuf::from("/tmp") } else { usual };
-        let failed = |source| ClusterError::Directory { path: base.clone(), source };
-        let dir = tempfile::Builder::new().prefix(prefix).tempdir_in(&base).map_err(failed)?;
+        let base = if usual.as_os_str().len() > 50 {
+            PathBuf::from("/tmp")
+        } else {
+            usual
+        };
+        let failed = |source| ClusterError::Directory {
+            path: base.clone(),
+            source,
+        };
+        let dir = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir_in(&base)
+            .map_err(failed)?;
         // The watchdog compares it with what the kernel calls it.
         let path = dir.path().canonicalize().map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(failed)?;
@@ -216,7 +264,10 @@ impl Watchdog {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
-            .map_err(|source| ClusterError::Start { program: "/bin/sh".into(), source })?;
+            .map_err(|source| ClusterError::Start {
+                program: "/bin/sh".into(),
+                source,
+            })?;
         // From here on it is the watchdog's to remove.
         let _ = dir.keep();
         Ok(Self { dir: path, child })
@@ -254,7 +305,10 @@ impl Cluster {
     pub fn start(programs: Programs) -> Result<Self, ClusterError> {
         let watchdog = Watchdog::over_new_dir("sidetone-demo-")?;
         let home = watchdog.dir().join("pg");
-        let failed = |source| ClusterError::Directory { path: home.clone(), source };
+        let failed = |source| ClusterError::Directory {
+            path: home.clone(),
+            source,
+        };
         programs.make_dir(&home).map_err(failed)?;
         initdb(&programs, &home)?;
         let log = fs::File::create(home.join("log")).map_err(failed)?;
@@ -265,12 +319,28 @@ impl Cluster {
             .arg("-k")
             .arg(&home)
             // No crash of the machine is to be survived.
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=50"])
+            .args([
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "fsync=off",
+                "-c",
+                "shared_buffers=16MB",
+                "-c",
+                "max_connections=50",
+            ])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()
-            .map_err(|source| ClusterError::Start { program: programs.bin.join("postgres"), source })?;
-        let mut cluster = Self { server, programs, watchdog };
+            .map_err(|source| ClusterError::Start {
+                program: programs.bin.join("postgres"),
+                source,
+            })?;
+        let mut cluster = Self {
+            server,
+            programs,
+            watchdog,
+        };
         cluster.wait_until_ready()?;
         Ok(cluster)
     }
@@ -296,7 +366,10 @@ impl Cluster {
     /// How a user reaches a database of it.
     #[must_use]
     pub fn url(&self, user: &str, database: &str) -> String {
-        format!("postgres://{user}@{}/{database}", self.socket_dir().to_string_lossy().replace('/', "%2F"))
+        format!(
+            "postgres://{user}@{}/{database}",
+            self.socket_dir().to_string_lossy().replace('/', "%2F")
+        )
     }
 
     /// The server writes `ready` into the eighth line of its pid file, which is what pg_ctl waits for.
@@ -305,7 +378,11 @@ impl Cluster {
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             let said = fs::read_to_string(&pid_file).unwrap_or_default();
-            if said.lines().nth(7).is_some_and(|state| state.trim() == "ready") {
+            if said
+                .lines()
+                .nth(7)
+                .is_some_and(|state| state.trim() == "ready")
+            {
                 return Ok(());
             }
             if !matches!(self.server.try_wait(), Ok(None)) {
@@ -313,7 +390,8 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        let said = last_words(&fs::read_to_string(self.socket_dir().join("log")).unwrap_or_default());
+        let said =
+            last_words(&fs::read_to_string(self.socket_dir().join("log")).unwrap_or_default());
         Err(ClusterError::NotReady { said })
     }
 }
@@ -339,17 +417,35 @@ fn initdb(programs: &Programs, home: &Path) -> Result<(), ClusterError> {
         .command("initdb", home)
         .arg("-D")
         .arg(home.join("data"))
-        .args(["-U", SUPERUSER, "-A", "trust", "-E", "UTF8", "--no-locale", "--no-sync"])
+        .args([
+            "-U",
+            SUPERUSER,
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--no-locale",
+            "--no-sync",
+        ])
         .output()
-        .map_err(|source| ClusterError::Start { program: programs.bin.join("initdb"), source })?;
+        .map_err(|source| ClusterError::Start {
+            program: programs.bin.join("initdb"),
+            source,
+        })?;
     if output.status.success() {
         return Ok(());
     }
-    Err(ClusterError::Initdb { status: output.status, said: last_words(&String::from_utf8_lossy(&output.stderr)) })
+    Err(ClusterError::Initdb {
+        status: output.status,
+        said: last_words(&String::from_utf8_lossy(&output.stderr)),
+    })
 }
 
 fn last_words(text: &str) -> String {
-    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
     match lines.get(lines.len().saturating_sub(3)..) {
         Some(last) if !last.is_empty() => last.join("; "),
         _ => "it said nothing".to_owned(),
