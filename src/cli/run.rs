@@ -5,7 +5,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{CliError, Exit, SettingsArgs};
 use crate::config::{Config, Sources};
-use crate::{daemon, log};
+use crate::daemon::{self, DaemonError};
+use crate::http::BindError;
+use crate::log;
 
 /// Nothing of its own: the settings say it all.
 #[derive(Debug, clap::Args)]
@@ -38,7 +40,17 @@ pub(super) fn run(settings: &SettingsArgs) -> Result<Exit, CliError> {
 /// Logs and answers until told to stop.
 pub(super) async fn serve(config: Config, sources: Option<Sources>, stop: CancellationToken) -> Result<(), CliError> {
     let log = log::init(&config.log).map_err(|err| CliError::below("run", Exit::Usage, err))?;
-    daemon::run(config, log, sources, stop).await.map_err(|err| CliError::below("run", Exit::No, err))
+    daemon::run(config, log, sources, stop).await.map_err(|err| CliError::below("run", exit(&err), err))
+}
+
+/// What no retry can mend stands in the settings.
+fn exit(err: &DaemonError) -> Exit {
+    match err {
+        DaemonError::RawKey(_) | DaemonError::Target(_) | DaemonError::Bind(BindError::Access(_) | BindError::NoGroup { .. }) => {
+            Exit::Usage
+        }
+        _ => Exit::No,
+    }
 }
 
 /// How often this process was asked to end.
