@@ -12,3 +12,4 @@ mod cluster;
 mod schema;
 mod feed;
 mod node;
+mod start;
