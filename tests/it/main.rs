@@ -12,4 +12,5 @@ mod cluster;
 mod schema;
 mod feed;
 mod node;
+mod ops;
 mod start;
