@@ -13,4 +13,5 @@ mod schema;
 mod feed;
 mod node;
 mod ops;
+mod cli;
 mod start;
