@@ -14,4 +14,5 @@ mod feed;
 mod node;
 mod ops;
 mod cli;
+mod leaks;
 mod start;
