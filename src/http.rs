@@ -257,6 +257,7 @@ async fn run<H: Host>(
     // However this ends, no connection outlives it.
     let _kill = kill.clone().drop_guard();
     tokio::select! {
+        // Listeners end at `stop` too: whoever sees that first must not take it for a breakdown.
         biased;
         () = stop.cancelled() => {}
         Some(_) = listeners.join_next() => return,

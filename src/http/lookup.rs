@@ -21,7 +21,7 @@ use crate::config::Right;
 use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
-use crate::metrics::{Metrics, Outcome, Route};
+use crate::metrics::{Outcome, Route};
 use crate::number::{self, Dialling, E164};
 use crate::profile::Refusal;
 use crate::row::Tenant;
@@ -152,7 +152,7 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
     match target {
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
-        Target::Metrics => other(None, metrics(&app.metrics)),
+        Target::Metrics => other(None, metrics(app)),
         Target::Question(wants) => {
             let form = wants.form(&asked.query);
             match question(asking, wants, asked).await {
@@ -425,7 +425,8 @@ pub(super) fn readyz(health: &Health) -> Reply {
     .with(header::RETRY_AFTER, "1")
 }
 
-/// Every metric.
-pub(super) fn metrics(metrics: &Metrics) -> Reply {
-    Reply::ok(Form::Metrics, metrics.text())
+/// Every metric, ages as of now.
+pub(super) fn metrics(app: &App) -> Reply {
+    app.engine.tell_ages();
+    Reply::ok(Form::Metrics, app.metrics.text())
 }
