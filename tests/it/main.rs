@@ -20,4 +20,5 @@ mod node;
 mod proxy;
 mod rows;
 mod schema;
+mod tls;
 mod worlds;
