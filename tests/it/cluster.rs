@@ -185,19 +185,60 @@ impl Cluster {
         copy
     }
 
-    /// A standby that streams from this one. Needs pg_basebackup, of Debian's postgresql-client.
+    /// A standby that streams from this one, begun with a copy of its files taken while it runs: pg_basebackup wants to be
+    /// of the server's version.
     pub(crate) fn standby(&self, options: Options) -> Self {
-        let standby = Self::stopped(options);
-        run(program("pg_basebackup")
-            .arg("-D")
-            .arg(standby.data())
-            .args([
-                "-R", "-X", "stream", "-c", "fast", "-N", "-U", SUPERUSER, "-h",
-            ])
-            .arg(&self.dir)
-            .args(["-p", &self.port().to_string()]));
+        let primary = format!(
+            "host={} port={} user={SUPERUSER}",
+            self.dir.display(),
+            self.port()
+        );
+        let standby = Self::stopped(options.set("primary_conninfo", &primary));
+        let (begin, end) = if self.major() >= 15 {
+            ("pg_backup_start('copy', true)", "pg_backup_stop(false)")
+        } else {
+            (
+                "pg_start_backup('copy', true, false)",
+                "pg_stop_backup(false, false)",
+            )
+        };
+        let label: String = block_on(async {
+            let admin = self.admin().await;
+            admin.sql(&format!("select {begin}")).await;
+            // It complains of files that go away meanwhile; the log brings what the copy lacks.
+            Command::new("cp")
+                .arg("-a")
+                .arg(self.data())
+                .arg(standby.data())
+                .output()
+                .unwrap();
+            admin
+                .value(&format!("select labelfile from {end}"))
+                .await
+        });
+        let wal = fs::read_dir(standby.data().join("pg_wal")).unwrap();
+        for entry in wal.flatten().filter(|entry| entry.path().is_file()) {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        fs::remove_file(standby.data().join("postmaster.pid")).unwrap();
+        standby.put("data/backup_label", &label);
+        standby.put("data/standby.signal", "");
         standby.start();
         standby
+    }
+
+    /// Why pg_dump, which comes from elsewhere, cannot read this server, if so.
+    pub(crate) fn cannot_be_dumped(&self) -> Option<String> {
+        let Ok(output) = program("pg_dump").arg("--version").output() else {
+            return Some("there is no pg_dump".into());
+        };
+        let version = text(&output.stdout);
+        let major = version
+            .split(|c: char| !c.is_ascii_digit())
+            .find_map(|digits| digits.parse::<u32>().ok());
+        major
+            .is_none_or(|major| major < self.major())
+            .then(|| format!("{} reads no server of version {}", version.trim(), self.major()))
     }
 
     fn stopped(options: Options) -> Self {

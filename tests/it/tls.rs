@@ -4,6 +4,7 @@
 //! `check`, which begins with the one that reads single numbers. Neither ever tells the password.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm, date_time_ymd,
@@ -72,17 +73,23 @@ fn url(user: &str, port: u16, database: &str, query: &str) -> String {
     format!("postgres://{user}@127.0.0.1:{port}/{database}{query}")
 }
 
-/// A node's settings with an authority of its own beside them.
-fn trusting(node: &Node, authority: &Authority, url: &str) {
-    let file = node.path("ca.pem");
-    fs::write(&file, authority.pem()).unwrap();
-    node.configure(url, &format!("{QUICK}\npostgres.tls_ca = '{}'", file.display()));
+/// A node's settings, its authority and the URL in files beside them: a URL with a password may stand nowhere else.
+fn settle(node: &Node, authority: Option<&Authority>, url: &str) {
+    let (address, ca) = (node.path("postgres.url"), node.path("ca.pem"));
+    fs::write(&address, url).unwrap();
+    fs::set_permissions(&address, fs::Permissions::from_mode(0o600)).unwrap();
+    let mut more = format!("{QUICK}\npostgres.url_file = '{}'", address.display());
+    if let Some(authority) = authority {
+        fs::write(&ca, authority.pem()).unwrap();
+        more += &format!("\npostgres.tls_ca = '{}'", ca.display());
+    }
+    node.configure("", &more);
 }
 
-/// A node that is not started, with an authority of its own.
+/// A node that is not started.
 fn node_trusting(authority: &Authority, url: &str) -> Node {
-    let node = Node::prepare(url, QUICK);
-    trusting(&node, authority, url);
+    let node = Node::prepare("", QUICK);
+    settle(&node, Some(authority), url);
     node
 }
 
@@ -121,7 +128,7 @@ async fn told(node: &Node, words: &[&str]) {
         words.iter().all(|word| error.contains(word))
     })
     .await;
-    found(&check(node), "problem", "postgres.url", words);
+    found(&check(node), "problem", "postgres.url_file", words);
     let answer = node.get(&format!("/v1/lookup?to={ACME}&credentials=true")).await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!node.log().contains(PASSWORD));
@@ -192,7 +199,7 @@ async fn where_the_certificate_allows_no_channel_binding_requiring_it_fails_and_
         found(&check(&node), "problem", "feed", &words);
         node.stop();
         // Not required, the password is still proved without being told.
-        trusting(&node, &authority, &url(&user, cluster.port(), db.name(), ""));
+        settle(&node, Some(&authority), &url(&user, cluster.port(), db.name(), ""));
         node.start();
         node.synced().await;
     }
@@ -216,14 +223,14 @@ async fn a_server_without_tls_gets_no_password_unless_the_url_disables_tls() {
         words.iter().all(|word| error.contains(word))
     })
     .await;
-    found(&check(&node), "problem", "postgres.url", &words);
+    found(&check(&node), "problem", "postgres.url_file", &words);
     // Nor does the one that reads single numbers send any.
     assert_eq!(node.get(&format!("/v1/lookup?to={ACME}")).await.status, 503);
     node.stop();
     let heard = proxy.heard();
     assert!(!heard.is_empty() && heard.chunks(8).all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]), "{heard:?}");
 
-    node.configure(&url(&user, proxy.port, db.name(), "?sslmode=disable"), QUICK);
+    settle(&node, None, &url(&user, proxy.port, db.name(), "?sslmode=disable"));
     node.start();
     node.synced().await;
     found(&check(&node), "ok", "TLS", &["off, and nothing leaves this host"]);
@@ -345,13 +352,13 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     ];
     for (wrong, words) in cases {
         node.stop();
-        trusting(&node, &authority, &wrong);
+        settle(&node, Some(&authority), &wrong);
         node.start();
         node.answering().await;
         told(&node, words).await;
     }
     node.stop();
-    trusting(&node, &authority, &right);
+    settle(&node, Some(&authority), &right);
     node.start();
     db.sql("revoke connect on database postgres from public").await;
     node.level().await;
