@@ -492,7 +492,8 @@ fn distrust(err: &rustls::Error) -> String {
             expected.to_str(),
             names(presented)
         ),
-        Wrong::UnknownIssuer => {
+        // A bad signature is one of an authority that was made anew under its old name.
+        Wrong::UnknownIssuer | Wrong::BadSignature => {
             "no authority known here vouches for the server's certificate; set postgres.tls_ca to the file of the one that \
              signed it"
                 .to_owned()
@@ -520,7 +521,9 @@ fn names(presented: &[String]) -> String {
         .iter()
         .take(MOST)
         .map(|name| {
-            name.chars()
+            let (_, bare) = name.split_once('(').unwrap_or(("", name));
+            bare.trim_matches(['(', ')', '"'])
+                .chars()
                 .filter(|c| c.is_ascii_graphic())
                 .take(80)
                 .collect()
@@ -646,10 +649,12 @@ mod tests {
                 "d".into(),
             ],
         });
-        assert!(named.contains("not for db.example but for DnsName"), "{named}");
+        assert!(named.contains("not for db.example but for [31mxxx"), "{named}");
         assert!(named.contains("b, c, others") && named.len() < 400, "{named}");
         assert!(!named.contains('\u{1b}'));
-        assert!(of_certificate(Wrong::UnknownIssuer).contains("set postgres.tls_ca"));
+        for unknown in [Wrong::UnknownIssuer, Wrong::BadSignature] {
+            assert!(of_certificate(unknown).contains("set postgres.tls_ca"));
+        }
         assert!(of_certificate(Wrong::Revoked).contains("Revoked"));
     }
 

@@ -271,25 +271,39 @@ async fn a_wrong_certificate_ends_the_link_is_told_and_stops_no_answer() {
     let mut own = params("127.0.0.1");
     own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let own = Shown { certificate: own.self_signed(&own_key).unwrap().pem(), key: own_key.serialize_pem() };
-    let cases: [(Shown, &[&str]); 6] = [
+    let cases: [(Shown, &[&str]); 7] = [
         (authority.sign(&expired), &["expired on 2020-02-03", "renew it"]),
         (authority.sign(&early), &["not valid before 2190-04-05", "clock"]),
         (authority.sign(&params("other.example")), &["not for 127.0.0.1 but for", "other.example", "connect by a name it holds"]),
+        (Authority::new("another").for_loopback(), &["no authority known here", "set postgres.tls_ca"]),
         (Authority::new("right").for_loopback(), &["no authority known here", "set postgres.tls_ca"]),
         (itself, &["no authority known here", "set postgres.tls_ca"]),
         (own, &["an authority's own", "set postgres.tls_ca"]),
     ];
-    for (wrong, words) in cases {
-        cluster.present(&wrong.certificate, &wrong.key).await;
+    for (wrong, (shown, words)) in cases.iter().enumerate() {
+        cluster.present(&shown.certificate, &shown.key).await;
         let said = cluster.log().len();
-        proxy.cut().await;
+        if wrong == 0 {
+            proxy.cut().await;
+        } else {
+            node.stop();
+            node.start();
+            node.answering().await;
+        }
         told(&node, words).await;
         // Neither client went on to who it is.
         let log = cluster.log()[said..].to_owned();
         assert!(!log.contains("connection authorized: user=sidetone"), "{words:?}: {log}");
-        cluster.present(&right.certificate, &right.key).await;
-        node.level().await;
+        if wrong == 0 {
+            cluster.present(&right.certificate, &right.key).await;
+            node.level().await;
+        }
     }
+    node.stop();
+    cluster.present(&right.certificate, &right.key).await;
+    node.start();
+    node.answering().await;
+    node.level().await;
     // The same failure told twice would be two lines.
     let lines = node.log().lines().filter(|line| line.contains("expired on 2020") && line.contains("WARN")).count();
     assert_eq!(lines, 1);
@@ -360,9 +374,8 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     node.stop();
     settle(&node, Some(&authority), &right);
     node.start();
-    db.sql("revoke connect on database postgres from public").await;
+    node.answering().await;
     node.level().await;
-    // From now on: the role may not log in, and nobody may.
     for (breaks, mends, words) in [
         ("alter role sidetone nologin", "alter role sidetone login", ["not permitted to log in", "alter role"]),
         ("alter role sidetone connection limit 0", "alter role sidetone connection limit -1", ["too many connections", "connection limit"]),
