@@ -1,9 +1,9 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test
+.PHONY: help demo test test-postgres-versions
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: ## throwaway Postgres, example rows, daemon, sample calls; ONCE=1 ends after the calls
 	@scripts/ensure-postgres
@@ -11,3 +11,6 @@ demo: ## throwaway Postgres, example rows, daemon, sample calls; ONCE=1 ends aft
 
 test: ## everything a change must pass
 	scripts/test
+
+test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
+	scripts/test-postgres-versions $(VERSIONS)

@@ -133,7 +133,7 @@ impl FeedError {
     fn cause(&self, connected: bool) -> Disconnect {
         match self {
             Self::Source(SourceError::Timeout(_)) if connected => Disconnect::Timeout,
-            Self::Source(SourceError::Rejected { .. } | SourceError::NoSchema | SourceError::Encoding(_)) | Self::OtherDatabase => {
+            Self::Source(SourceError::Rejected { .. } | SourceError::Untrusted { .. } | SourceError::NoSchema | SourceError::Encoding(_)) | Self::OtherDatabase => {
                 Disconnect::Rejected
             }
             _ if connected => Disconnect::Lost,

@@ -35,7 +35,7 @@ const NAMES_PER_QUERY: usize = 5000;
 /// Why Postgres did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
-    /// Not reached: name, TCP, TLS.
+    /// Not reached: name, TCP.
     #[error("cannot connect to {place}: {what}")]
     Connect {
         /// Hosts without user or password.
@@ -43,12 +43,20 @@ pub enum SourceError {
         /// The chain of causes.
         what: String,
     },
+    /// Reached, and not proved to be the server that is meant; nothing secret was sent.
+    #[error("no trusted connection to {place}: {what}")]
+    Untrusted {
+        /// Hosts without user or password.
+        place: String,
+        /// What is wrong with it and what to do.
+        what: String,
+    },
     /// Reached and refused: password, role, database, number of connections.
     #[error("{place} refused this node: {what}")]
     Rejected {
         /// Hosts without user or password.
         place: String,
-        /// What Postgres said.
+        /// What Postgres said and what to do.
         what: String,
     },
     /// The database is no UTF-8 database.
@@ -259,22 +267,14 @@ impl Session {
         role: Role,
         held: Option<Vec<String>>,
     ) -> Result<Self, SourceError> {
-        let config = target.tokio(role);
-        let place = target.place.clone();
-        let (client, mut connection) =
-            config
-                .connect(target.tls.clone())
-                .await
-                .map_err(|err| match err.as_db_error() {
-                    Some(db) => SourceError::Rejected {
-                        place,
-                        what: format!("{} (SQLSTATE {})", db.message(), db.code().code()),
-                    },
-                    None => SourceError::Connect {
-                        place,
-                        what: target::explain(&chain(&err)),
-                    },
-                })?;
+        let (client, mut connection) = target
+            .tokio(role)
+            .connect(target.tls.clone())
+            .await
+            .map_err(|err| {
+                let said = err.as_db_error().map(|db| (db.code().code(), db.message()));
+                target::failure(&target.place, &err, said)
+            })?;
         let doorbell = Arc::new(Doorbell::default());
         let ended = CancellationToken::new();
         let driver = {

@@ -418,9 +418,12 @@ async fn postgres(config: &Config, findings: &mut Findings) {
         Ok(target) => target,
         Err(err) => return findings.problem(subject, chain(&err), ""),
     };
-    encryption(&target, findings);
+    plaintext(&target, findings);
     let mut conn = match inspect::connect(&target).await {
-        Ok(conn) => conn,
+        Ok(conn) => {
+            encrypted(&target, findings);
+            conn
+        }
         Err(err) => return findings.problem(subject, chain(&err), advice(&err)),
     };
     match inspect::inspect(&mut conn).await {
@@ -482,9 +485,10 @@ async fn standby(config: &Config, findings: &mut Findings) {
         Ok(target) => target,
         Err(err) => return findings.problem("postgres.read_url", chain(&err), ""),
     };
-    encryption(&target, findings);
+    plaintext(&target, findings);
     match inspect::connect(&target).await {
         Ok(conn) => {
+            encrypted(&target, findings);
             findings.ok("postgres.read_url", format!("{} answers", target.place));
             let _ = conn.close().await;
         }
@@ -492,10 +496,21 @@ async fn standby(config: &Config, findings: &mut Findings) {
     }
 }
 
-fn encryption(target: &Target, findings: &mut Findings) {
+/// Told once a connection stands: a server that cannot prove itself gets none.
+fn encrypted(target: &Target, findings: &mut Findings) {
     if target.encrypted {
-        findings.ok("TLS", format!("{}: on, server verified", target.place));
-    } else if target.local {
+        findings.ok(
+            "TLS",
+            format!("{}: encrypted, server verified", target.place),
+        );
+    }
+}
+
+fn plaintext(target: &Target, findings: &mut Findings) {
+    if target.encrypted {
+        return;
+    }
+    if target.local {
         findings.ok(
             "TLS",
             format!("{}: off, and nothing leaves this host", target.place),
@@ -516,9 +531,6 @@ fn advice(err: &SourceError) -> &'static str {
     match err {
         SourceError::Connect { .. } | SourceError::Timeout(_) => {
             "is the server up, the name right, the port open? The node starts without it when it has a replica"
-        }
-        SourceError::Rejected { .. } => {
-            "look at pg_hba.conf, the role's password and deploy/sql/roles.sql"
         }
         _ => "",
     }

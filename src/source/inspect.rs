@@ -4,8 +4,8 @@
 
 use sqlx::{Connection as _, PgConnection};
 
-use super::target::explain;
-use super::{Role, SourceError, Target, chain};
+use super::target::failure;
+use super::{Role, SourceError, Target};
 use crate::row::Table;
 
 /// Every column an answer is made of. `deploy/sql/roles.sql` grants these and no others.
@@ -116,20 +116,16 @@ pub struct Feed {
 /// [`SourceError`]: not reached, refused, too slow.
 pub async fn connect(target: &Target) -> Result<PgConnection, SourceError> {
     let limit = target.connect_timeout;
-    let place = target.place.clone();
     match tokio::time::timeout(limit, PgConnection::connect_with(&target.sqlx(Role::Any))).await {
         Err(_) => Err(SourceError::Timeout(limit)),
         Ok(Ok(conn)) => Ok(conn),
-        Ok(Err(err)) => Err(match err.as_database_error() {
-            Some(db) => SourceError::Rejected {
-                place,
-                what: db.message().to_owned(),
-            },
-            None => SourceError::Connect {
-                place,
-                what: explain(&chain(&err)),
-            },
-        }),
+        Ok(Err(err)) => {
+            let code = err.as_database_error().and_then(|db| db.code());
+            let said = err
+                .as_database_error()
+                .map(|db| (code.as_deref().unwrap_or(""), db.message()));
+            Err(failure(&target.place, &err, said))
+        }
     }
 }
 

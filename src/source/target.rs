@@ -15,6 +15,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
+use super::SourceError;
 use crate::config::PostgresConfig;
 
 /// Which server of several is wanted.
@@ -377,22 +378,180 @@ fn authorities(
     Ok((store, pem.into_bytes()))
 }
 
-/// What a failure to connect means and what to do about it.
-pub(super) fn explain(text: &str) -> String {
-    let hint = if text.contains("Expired") {
-        "the server's certificate has expired; renew it"
-    } else if text.contains("NotValidForName") {
-        "the server's certificate is for another name; connect by the name it holds"
-    } else if text.contains("UnknownIssuer") || text.contains("CaUsedAsEndEntity") {
-        "no known authority vouches for the server's certificate; set postgres.tls_ca to the one that does"
-    } else if text.contains("server does not support TLS") {
-        "the server offers no TLS, or somebody in between takes it away; turn it on there, or write sslmode=disable"
-    } else if text.contains("does not allow writes") || text.contains("read-only") {
-        "only a standby is left"
+/// What a failure to connect means and what to do about it; `said` is Postgres's code and message where it answered.
+/// Errors of both clients come through here, so that both say the same. Its text is the same at every try.
+pub(super) fn failure(
+    place: &str,
+    err: &(dyn std::error::Error + 'static),
+    said: Option<(&str, &str)>,
+) -> SourceError {
+    let place = place.to_owned();
+    if let Some((code, message)) = said {
+        return SourceError::Rejected {
+            place,
+            what: refusal(code, message),
+        };
+    }
+    if let Some(tls) = tls_error(err) {
+        return SourceError::Untrusted {
+            place,
+            what: distrust(tls),
+        };
+    }
+    let what = super::chain(err);
+    let hint = if what.contains("server does not support TLS") {
+        "turn TLS on there (ssl = on); if it is on, somebody in between takes it away; \
+         only sslmode=disable in the URL does without"
+    } else if what.contains("did not use channel binding") {
+        "channel_binding=require needs scram-sha-256 in pg_hba.conf, a password kept as SCRAM, and a certificate that is \
+         not signed with Ed25519 or with ECDSA and SHA-512; change that, or remove channel_binding from the URL"
+    } else if what.contains("password missing") {
+        return SourceError::Rejected {
+            place,
+            what: "the server asks for a password and the URL holds none; write it into the URL, best in postgres.url_file"
+                .to_owned(),
+        };
+    } else if what.contains("TLS handshake") {
+        "the server ended TLS before it began; look at its log"
     } else {
-        return text.to_owned();
+        let hint = if what.contains("does not allow writes") || what.contains("read-only") {
+            "; only a standby is left"
+        } else {
+            ""
+        };
+        return SourceError::Connect {
+            place,
+            what: format!("{what}{hint}"),
+        };
     };
-    format!("{text}; {hint}")
+    SourceError::Untrusted {
+        place,
+        what: format!("{what}; {hint}"),
+    }
+}
+
+/// What Postgres's refusal means.
+fn refusal(code: &str, message: &str) -> String {
+    let hint = match code {
+        "28P01" => {
+            "; the password is wrong or the role is not there, Postgres does not tell which: correct user and password of the URL"
+        }
+        "28000" if message.contains("pg_hba.conf") => {
+            "; add a line for this host, role and database to pg_hba.conf there, hostssl for a connection with TLS"
+        }
+        "28000" if message.contains("does not exist") => {
+            "; correct the user of the URL, or make the role with deploy/sql/roles.sql"
+        }
+        "28000" if message.contains("not permitted to log in") => {
+            "; alter role … login, or take another role"
+        }
+        "28000" if message.contains("client certificate") => {
+            "; client certificates are not supported: ask for a password in pg_hba.conf"
+        }
+        "3D000" => "; correct the name of the database in the URL, or make the database",
+        "42501" => "; grant connect on the database to the role",
+        "53300" => "; close other connections, or raise max_connections or the role's connection limit",
+        "57P03" => "; wait: the server is starting or stopping",
+        _ => "",
+    };
+    format!("{message} (SQLSTATE {code}){hint}")
+}
+
+/// The TLS library's error among the causes: an `io::Error` hides what it holds from `source`.
+fn tls_error<'a>(err: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut next = Some(err);
+    while let Some(err) = next {
+        if let Some(tls) = err.downcast_ref() {
+            return Some(tls);
+        }
+        next = match err.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(held) => Some(held),
+            None => err.source(),
+        };
+    }
+    None
+}
+
+/// Why TLS did not come about.
+fn distrust(err: &rustls::Error) -> String {
+    use rustls::CertificateError as Wrong;
+    let wrong = match err {
+        rustls::Error::InvalidCertificate(wrong) => wrong,
+        rustls::Error::AlertReceived(alert) => {
+            return format!("the server ended TLS ({alert:?}); look at its log");
+        }
+        err => {
+            return format!("TLS failed: {err}; is it Postgres 13 or newer with TLS 1.2 or newer?");
+        }
+    };
+    match wrong {
+        Wrong::Expired => "the server's certificate has expired; renew it".to_owned(),
+        Wrong::ExpiredContext { not_after, .. } => format!(
+            "the server's certificate expired on {}; renew it, or set this host's clock right",
+            day(not_after.as_secs())
+        ),
+        Wrong::NotValidYet => {
+            "the server's certificate is not valid yet; set this host's clock right".to_owned()
+        }
+        Wrong::NotValidYetContext { not_before, .. } => format!(
+            "the server's certificate is not valid before {}; set this host's clock right",
+            day(not_before.as_secs())
+        ),
+        Wrong::NotValidForName => {
+            "the server's certificate is for another name; connect by a name it holds".to_owned()
+        }
+        Wrong::NotValidForNameContext {
+            expected,
+            presented,
+        } => format!(
+            "the server's certificate is not for {} but for {}; connect by a name it holds, or make it one for this name",
+            expected.to_str(),
+            names(presented)
+        ),
+        // A bad signature is one of an authority that was made anew under its old name.
+        Wrong::UnknownIssuer | Wrong::BadSignature => {
+            "no authority known here vouches for the server's certificate; set postgres.tls_ca to the file of the one that \
+             signed it"
+                .to_owned()
+        }
+        other if format!("{other:?}").contains("CaUsedAsEndEntity") => {
+            "the server's certificate is an authority's own, which no server may show; make one that an authority signed, \
+             and set postgres.tls_ca to that authority"
+                .to_owned()
+        }
+        other => format!("the server's certificate is refused: {other}; make a new one"),
+    }
+}
+
+fn day(seconds: u64) -> String {
+    i64::try_from(seconds)
+        .ok()
+        .and_then(|seconds| jiff::Timestamp::from_second(seconds).ok())
+        .map_or_else(|| "a day far away".to_owned(), |at| at.to_string())
+}
+
+/// A few of the names in a certificate that nobody vouches for: cut, and without what a terminal would obey.
+fn names(presented: &[String]) -> String {
+    const MOST: usize = 3;
+    let mut told: Vec<String> = presented
+        .iter()
+        .take(MOST)
+        .map(|name| {
+            let (_, bare) = name.split_once('(').unwrap_or(("", name));
+            bare.trim_matches(['(', ')', '"'])
+                .chars()
+                .filter(|c| c.is_ascii_graphic())
+                .take(80)
+                .collect()
+        })
+        .collect();
+    if told.is_empty() {
+        return "no name at all".to_owned();
+    }
+    if presented.len() > MOST {
+        told.push("others".to_owned());
+    }
+    told.join(", ")
 }
 
 #[cfg(test)]
@@ -475,5 +634,77 @@ mod tests {
                 .unwrap()
                 .local
         );
+    }
+
+    fn of_certificate(wrong: rustls::CertificateError) -> String {
+        // As tokio-postgres and sqlx hand it on: inside an io::Error.
+        let err = std::io::Error::new(
+            std::io::ErrorKind::InvalidData,
+            rustls::Error::InvalidCertificate(wrong),
+        );
+        failure("db:5432 database x", &err, None).to_string()
+    }
+
+    #[test]
+    fn a_wrong_certificate_is_told_by_what_is_wrong_with_it_and_what_to_do() {
+        use rustls::CertificateError as Wrong;
+        use rustls::pki_types::{ServerName, UnixTime};
+        let at = |seconds| UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+        let expired = of_certificate(Wrong::ExpiredContext {
+            time: at(1_700_000_000),
+            not_after: at(1_600_000_000),
+        });
+        assert!(expired.contains("expired on 2020-09-13") && expired.contains("renew"));
+        assert!(!expired.contains("1700000000"), "differs at every try: {expired}");
+        let early = of_certificate(Wrong::NotValidYetContext {
+            time: at(0),
+            not_before: at(1_600_000_000),
+        });
+        assert!(early.contains("not valid before 2020") && early.contains("clock"));
+        let named = of_certificate(Wrong::NotValidForNameContext {
+            expected: ServerName::try_from("db.example").unwrap(),
+            presented: vec![
+                format!("DnsName(\"\u{1b}[31m{}\")", "x".repeat(500)),
+                "b".into(),
+                "c".into(),
+                "d".into(),
+            ],
+        });
+        assert!(named.contains("not for db.example but for [31mxxx"), "{named}");
+        assert!(named.contains("b, c, others") && named.len() < 400, "{named}");
+        assert!(!named.contains('\u{1b}'));
+        for unknown in [Wrong::UnknownIssuer, Wrong::BadSignature] {
+            assert!(of_certificate(unknown).contains("set postgres.tls_ca"));
+        }
+        assert!(of_certificate(Wrong::Revoked).contains("Revoked"));
+    }
+
+    #[test]
+    fn a_refusal_keeps_the_words_of_postgres_and_adds_what_to_do() {
+        for (code, message, hint) in [
+            ("28P01", "password authentication failed for user \"u\"", "correct user and password"),
+            ("28000", "role \"u\" does not exist", "roles.sql"),
+            ("28000", "no pg_hba.conf entry for host \"10.0.0.1\"", "hostssl"),
+            ("28000", "role \"u\" is not permitted to log in", "login"),
+            ("3D000", "database \"x\" does not exist", "name of the database"),
+            ("42501", "permission denied for database \"x\"", "grant connect"),
+            ("53300", "too many connections for role \"u\"", "max_connections"),
+            ("57P03", "the database system is starting up", "wait"),
+        ] {
+            let err = failure("db", &std::fmt::Error, Some((code, message)));
+            assert!(matches!(err, SourceError::Rejected { .. }));
+            let text = err.to_string();
+            assert!(text.contains(message) && text.contains(code) && text.contains(hint), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_without_tls_is_told_apart_from_one_that_is_not_reached() {
+        let stripped = std::io::Error::other("server does not support TLS");
+        let text = failure("db", &stripped, None).to_string();
+        assert!(text.contains("no trusted connection to db") && text.contains("sslmode=disable"), "{text}");
+        let refused = std::io::Error::other("Connection refused");
+        let text = failure("db", &refused, None).to_string();
+        assert_eq!(text, "cannot connect to db: Connection refused");
     }
 }

@@ -10,8 +10,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::ops::Deref;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
@@ -29,6 +31,9 @@ use tokio_postgres::{AsyncMessage, NoTls, Row};
 /// How long a server may take to start, stop or answer before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 const TEMPLATE: &str = "migrated_template";
+const CERTIFICATE: &str = "server.crt";
+const KEY: &str = "server.key";
+const HBA: &str = "hba.conf";
 
 /// The directory of this test process and what ends with it.
 static ROOT: LazyLock<Watchdog> = LazyLock::new(|| Watchdog::over_new_dir("sidetone-it-").unwrap());
@@ -91,6 +96,7 @@ fn block_on<T: Send>(future: impl Future<Output = T> + Send) -> T {
 pub(crate) struct Options {
     tcp: bool,
     settings: Vec<(String, String)>,
+    files: Vec<(String, String)>,
 }
 
 impl Options {
@@ -103,6 +109,20 @@ impl Options {
     /// A line of postgresql.conf.
     pub(crate) fn set(mut self, name: &str, value: &str) -> Self {
         self.settings.push((name.into(), value.into()));
+        self
+    }
+
+    /// TLS, with a certificate and its key, both PEM.
+    pub(crate) fn tls(mut self, certificate: &str, key: &str) -> Self {
+        self.files.push((CERTIFICATE.into(), certificate.into()));
+        self.files.push((KEY.into(), key.into()));
+        self
+    }
+
+    /// Who may come over TCP and how: lines of pg_hba.conf. The Unix socket stays open to everybody.
+    pub(crate) fn hba(mut self, lines: &str) -> Self {
+        let local = "local all all trust\nlocal replication all trust";
+        self.files.push((HBA.into(), format!("{local}\n{lines}\n")));
         self
     }
 }
@@ -165,19 +185,60 @@ impl Cluster {
         copy
     }
 
-    /// A standby that streams from this one. Needs pg_basebackup, of Debian's postgresql-client.
+    /// A standby that streams from this one, begun with a copy of its files taken while it runs: pg_basebackup wants to be
+    /// of the server's version.
     pub(crate) fn standby(&self, options: Options) -> Self {
-        let standby = Self::stopped(options);
-        run(program("pg_basebackup")
-            .arg("-D")
-            .arg(standby.data())
-            .args([
-                "-R", "-X", "stream", "-c", "fast", "-N", "-U", SUPERUSER, "-h",
-            ])
-            .arg(&self.dir)
-            .args(["-p", &self.port().to_string()]));
+        let primary = format!(
+            "host={} port={} user={SUPERUSER}",
+            self.dir.display(),
+            self.port()
+        );
+        let standby = Self::stopped(options.set("primary_conninfo", &primary));
+        let (begin, end) = if self.major() >= 15 {
+            ("pg_backup_start('copy', true)", "pg_backup_stop(false)")
+        } else {
+            (
+                "pg_start_backup('copy', true, false)",
+                "pg_stop_backup(false, false)",
+            )
+        };
+        let label: String = block_on(async {
+            let admin = self.admin().await;
+            admin.sql(&format!("select {begin}")).await;
+            // It complains of files that go away meanwhile; the log brings what the copy lacks.
+            Command::new("cp")
+                .arg("-a")
+                .arg(self.data())
+                .arg(standby.data())
+                .output()
+                .unwrap();
+            admin
+                .value(&format!("select labelfile from {end}"))
+                .await
+        });
+        let wal = fs::read_dir(standby.data().join("pg_wal")).unwrap();
+        for entry in wal.flatten().filter(|entry| entry.path().is_file()) {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        fs::remove_file(standby.data().join("postmaster.pid")).unwrap();
+        standby.put("data/backup_label", &label);
+        standby.put("data/standby.signal", "");
         standby.start();
         standby
+    }
+
+    /// Why pg_dump, which comes from elsewhere, cannot read this server, if so.
+    pub(crate) fn cannot_be_dumped(&self) -> Option<String> {
+        let Ok(output) = program("pg_dump").arg("--version").output() else {
+            return Some("there is no pg_dump".into());
+        };
+        let version = text(&output.stdout);
+        let major = version
+            .split(|c: char| !c.is_ascii_digit())
+            .find_map(|digits| digits.parse::<u32>().ok());
+        major
+            .is_none_or(|major| major < self.major())
+            .then(|| format!("{} reads no server of version {}", version.trim(), self.major()))
     }
 
     fn stopped(options: Options) -> Self {
@@ -185,11 +246,52 @@ impl Cluster {
             .dir()
             .join(format!("pg{}", SERIAL.fetch_add(1, Ordering::Relaxed)));
         PROGRAMS.make_dir(&dir).unwrap();
-        Self {
+        let cluster = Self {
             dir,
             port: AtomicU16::new(free_port()),
             options,
             postmaster: Mutex::new(None),
+        };
+        for (name, content) in &cluster.options.files {
+            cluster.put(name, content);
+        }
+        cluster
+    }
+
+    /// A file beside the data directory that the server alone can read: it refuses a key that others can.
+    fn put(&self, name: &str, content: &str) {
+        let path = self.dir.join(name);
+        let _ = fs::remove_file(&path);
+        let mut file = File::options()
+            .create_new(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .unwrap();
+        file.write_all(content.as_bytes()).unwrap();
+        if let Some((uid, gid)) = PROGRAMS.account {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid)).unwrap();
+        }
+    }
+
+    /// Another certificate and key for connections from now on; those that stand go on.
+    pub(crate) async fn present(&self, certificate: &str, key: &str) {
+        self.put(CERTIFICATE, certificate);
+        self.put(KEY, key);
+        let admin = self.admin().await;
+        let before: String = admin.value("select pg_conf_load_time()::text").await;
+        admin.sql("select pg_reload_conf()").await;
+        // The postmaster reads the files after it was told, and a new backend has what it read.
+        let deadline = Instant::now() + PATIENCE;
+        while self
+            .admin()
+            .await
+            .value::<String>("select pg_conf_load_time()::text")
+            .await
+            == before
+        {
+            assert!(Instant::now() < deadline, "the files are not read again");
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -286,6 +388,17 @@ impl Cluster {
         set("max_connections", "200");
         set("max_prepared_transactions", "20");
         set("log_line_prefix", "%m [%p] %a ");
+        for (name, _) in &self.options.files {
+            let setting = match name.as_str() {
+                CERTIFICATE => "ssl_cert_file",
+                KEY => "ssl_key_file",
+                _ => "hba_file",
+            };
+            set(setting, self.dir.join(name).to_str().unwrap());
+            if name == KEY {
+                set("ssl", "on");
+            }
+        }
         for (name, value) in &self.options.settings {
             set(name, value);
         }

@@ -25,4 +25,5 @@ mod proxy;
 mod rows;
 mod schema;
 mod start;
+mod tls;
 mod worlds;

@@ -1,6 +1,6 @@
 //! A bad network between a node and Postgres: everything passes through here, and goes wrong on request.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
@@ -31,7 +31,14 @@ pub(crate) enum Weather {
     Corrupt,
     /// New connections are taken and never answered; standing ones go on.
     Silent,
+    /// Somebody in between: says that the server has no TLS, and carries on with what follows in the clear.
+    StripTls,
 }
+
+/// What asks for TLS.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+/// Most that is remembered of what nodes said.
+const MOST_HEARD: usize = 64 * 1024;
 
 impl Weather {
     fn stops(self, from_server: bool) -> bool {
@@ -49,8 +56,11 @@ pub(crate) struct Proxy {
     pub(crate) port: u16,
     weather: Arc<watch::Sender<Weather>>,
     upstream: Arc<AtomicU16>,
+    heard: Heard,
     task: JoinHandle<()>,
 }
+
+type Heard = Arc<Mutex<Vec<u8>>>;
 
 impl Drop for Proxy {
     fn drop(&mut self) {
@@ -67,6 +77,8 @@ impl Proxy {
         let told = Arc::clone(&weather);
         let upstream = Arc::new(AtomicU16::new(upstream));
         let to = Arc::clone(&upstream);
+        let heard = Heard::default();
+        let ear = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((client, _)) = listener.accept().await else { continue };
@@ -78,18 +90,23 @@ impl Proxy {
                         tokio::spawn(hold(client, weather));
                     }
                     _ => {
-                        tokio::spawn(carry(client, to.load(Ordering::Acquire), weather));
+                        tokio::spawn(carry(client, to.load(Ordering::Acquire), weather, Arc::clone(&ear)));
                     }
                 }
             }
         });
-        Self { port, weather, upstream, task }
+        Self { port, weather, upstream, heard, task }
     }
 
     /// From now on another server is behind it; standing connections are reset.
     pub(crate) async fn redirect(&self, upstream: u16) {
         self.upstream.store(upstream, Ordering::Release);
         self.cut().await;
+    }
+
+    /// The first of what was said to the server since the last call, of all connections together.
+    pub(crate) fn heard(&self) -> Vec<u8> {
+        std::mem::take(&mut self.heard.lock().unwrap())
     }
 
     pub(crate) fn set(&self, weather: Weather) {
@@ -120,20 +137,39 @@ async fn hold(client: TcpStream, mut weather: watch::Receiver<Weather>) {
     drop(client);
 }
 
-async fn carry(client: TcpStream, upstream: u16, weather: watch::Receiver<Weather>) {
+async fn carry(mut client: TcpStream, upstream: u16, weather: watch::Receiver<Weather>, heard: Heard) {
+    let stripped = *weather.borrow() == Weather::StripTls;
+    if stripped {
+        let mut request = [0; 8];
+        if client.read_exact(&mut request).await.is_err() {
+            return;
+        }
+        remember(&heard, &request);
+        if request != SSL_REQUEST || client.write_all(b"N").await.is_err() {
+            return reset(client);
+        }
+    }
     let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)).await else { return reset(client) };
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
     let mut refused = weather.clone();
     tokio::select! {
-        () = pass(client_read, server_write, weather.clone(), false) => {}
-        () = pass(server_read, client_write, weather, true) => {}
+        () = pass(client_read, server_write, weather.clone(), Some(&heard)) => {}
+        () = pass(server_read, client_write, weather, None) => {}
         _ = refused.wait_for(|now| matches!(now, Weather::Refuse)) => {}
     }
 }
 
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, from_server: bool) {
+fn remember(heard: &Heard, bytes: &[u8]) {
+    let mut heard = heard.lock().unwrap();
+    let room = MOST_HEARD.saturating_sub(heard.len());
+    heard.extend_from_slice(&bytes[..bytes.len().min(room)]);
+}
+
+/// `heard` is where it is remembered; `None` for what comes from the server.
+async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, heard: Option<&Heard>) {
+    let from_server = heard.is_none();
     let mut piece = vec![0; 16 * 1024];
     loop {
         if weather.wait_for(|now| !now.stops(from_server)).await.is_err() {
@@ -145,6 +181,9 @@ async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watc
         }
         let now = *weather.borrow();
         let bytes = &mut piece[..length];
+        if let Some(heard) = heard {
+            remember(heard, bytes);
+        }
         match now {
             Weather::Delay(time) => tokio::time::sleep(time).await,
             Weather::Corrupt if from_server => bytes[length / 2] ^= 0x40,
