@@ -221,9 +221,9 @@ impl Target {
         if let Some(user) = self.config.get_user() {
             options = options.username(user);
         }
-        if let Some(password) = self.config.get_password() {
-            options = options.password(&String::from_utf8_lossy(password));
-        }
+        // Set even where there is none: sqlx would take the one of PGPASSWORD.
+        let password = self.config.get_password().unwrap_or_default();
+        options = options.password(&String::from_utf8_lossy(password));
         if let Some(name) = self.config.get_dbname().or(self.config.get_user()) {
             options = options.database(name);
         }
