@@ -97,7 +97,7 @@ pub(super) struct Asking<'a> {
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     let app = asking.app;
     let begun = Instant::now();
-    let (route, outcome, reply) = routed(asking, asked).await;
+    let (route, outcome, reply) = routed(asking, asked, begun).await;
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
@@ -107,7 +107,11 @@ pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     reply
 }
 
-async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, Reply) {
+async fn routed(
+    asking: Asking<'_>,
+    asked: &Asked,
+    now: Instant,
+) -> (Route, Option<Outcome>, Reply) {
     let Asking {
         app,
         audit,
@@ -129,6 +133,20 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
             _ => (Route::Other, Form::Json),
         };
         return (route, Some(fail.outcome), fail.reply(form));
+    }
+    if !probe && let Err(wait) = rights.take(now) {
+        audit.flooded(caller);
+        let (route, form) = match target {
+            Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            _ => (Route::Other, Form::Json),
+        };
+        let fail = Fail::new(
+            Outcome::Overloaded,
+            "this caller asks more often than its rate allows",
+        );
+        let seconds = wait.as_secs().saturating_add(1).to_string();
+        let reply = fail.reply(form).with(header::RETRY_AFTER, &seconds);
+        return (route, Some(fail.outcome), reply);
     }
     let Some(target) = target else {
         let fail = Fail::new(Outcome::NoSuchRoute, "no such route");

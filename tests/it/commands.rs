@@ -316,7 +316,7 @@ async fn check_finds_nothing_wrong_with_a_good_system_before_and_while_its_daemo
     assert!(findings.iter().all(|f| f.0 == "ok"), "{findings:#?}");
     let subjects: BTreeSet<&str> = findings.iter().map(|f| f.1.as_str()).collect();
     let expected = [
-        "settings", "keys.file", "replica.dir", "http.unix", "admin.unix", "http.tcp", "TLS", "postgres.url", "grants", "schema", "triggers",
+        "settings", "access", "keys.file", "replica.dir", "http.unix", "admin.unix", "http.tcp", "TLS", "postgres.url", "grants", "schema", "triggers",
         "doorbell", "feed",
     ];
     assert_eq!(subjects, expected.into());
@@ -347,7 +347,7 @@ async fn check_tells_what_is_wrong_with_a_database_and_what_to_do() {
     .await;
     node.configure(&cluster.url(&format!("poor_{name}"), &name), "");
     let findings = check(&node, 1);
-    found(&findings, "problem", "grants", &["tenant_phone_numbers.e164", "deploy/sql/roles.sql"]);
+    found(&findings, "problem", "grants", &["tenant_phone_numbers", "deploy/sql/roles.sql"]);
     found(&findings, "problem", "grants", &["sidetone.change"]);
     assert!(!findings.iter().any(|f| f.0 == "problem" && f.2.contains("tenants.slug")), "{findings:#?}");
     node.configure(&cluster.url(&format!("rich_{name}"), &name), "");
