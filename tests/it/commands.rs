@@ -389,7 +389,7 @@ async fn check_tells_what_is_wrong_with_a_database_and_what_to_do() {
     found(&findings, "warning", "TLS", &["in the clear", "remove sslmode=disable"]);
     found(&findings, "problem", "postgres.url", &["db.invalid"]);
     node.configure("postgres://sidetone@db.invalid/platform", "postgres.connect_timeout = '2s'");
-    found(&check(&node, 1), "ok", "TLS", &["on, server verified"]);
+    found(&check(&node, 1), "ok", "TLS", &["encrypted, server verified"]);
     for role in ["poor", "rich"] {
         db.sql(&format!("drop owned by {role}_{name}; drop role {role}_{name}")).await;
     }
