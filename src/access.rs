@@ -3,12 +3,17 @@
 //! A caller on a Unix socket is known by its user and groups; a caller on TCP by nothing, so it gets
 //! `config` and never credentials. Names are looked up once, when the rules are loaded, in the
 //! system's files of users and groups; an unknown name is a problem of the configuration.
+//!
+//! Each caller may ask only so often, and no other's questions count against it. A bucket that nobody uses and that
+//! is full again is forgotten, which changes nothing: a new one is full too.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use crate::config::{AccessRule, Problem, Right};
+use crate::config::{AccessRule, Problem, Rate, Right};
 use crate::row::Tenant;
 
 /// Longest file of users or groups that is read.
@@ -109,6 +114,7 @@ struct Rule {
     tenants: BTreeSet<String>,
     /// Empty: all.
     providers: BTreeSet<String>,
+    rate: Option<Rate>,
 }
 
 impl Rule {
@@ -127,7 +133,120 @@ impl Rule {
             allow: allow.iter().copied().collect(),
             tenants: BTreeSet::new(),
             providers: BTreeSet::new(),
+            rate: None,
         }
+    }
+}
+
+/// Most callers whose rates are kept apart. Those beyond share one bucket until others have been idle.
+const MOST_CALLERS: usize = 4096;
+
+/// How soon what a caller took comes back, and how much it may take at once; in nanoseconds of its own time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace {
+    /// What one request takes.
+    each: u64,
+    /// What a pause gives back at most.
+    most: u64,
+}
+
+impl Pace {
+    fn of(rate: Rate) -> Option<Self> {
+        let Rate::Limited {
+            requests,
+            seconds,
+            burst,
+        } = rate
+        else {
+            return None;
+        };
+        let period = u64::from(seconds).saturating_mul(1_000_000_000);
+        let each = period.checked_div(u64::from(requests)).unwrap_or(period);
+        Some(Self {
+            each,
+            most: each.saturating_mul(u64::from(burst)),
+        })
+    }
+}
+
+/// What one caller took lately, as the time at which all of it has come back. Taking is one exchange in memory.
+#[derive(Debug)]
+struct Bucket {
+    epoch: Instant,
+    full_at: AtomicU64,
+}
+
+impl Bucket {
+    fn new(epoch: Instant) -> Self {
+        Self {
+            epoch,
+            full_at: AtomicU64::new(0),
+        }
+    }
+
+    fn nanos(&self, now: Instant) -> u64 {
+        u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Takes one request, or says how long until there is one to take.
+    fn take(&self, pace: Pace, now: Instant) -> Result<(), Duration> {
+        let now = self.nanos(now);
+        let mut full_at = self.full_at.load(Ordering::Relaxed);
+        loop {
+            let then = full_at.max(now).saturating_add(pace.each);
+            let over = then.saturating_sub(now).saturating_sub(pace.most);
+            if over > 0 {
+                return Err(Duration::from_nanos(over));
+            }
+            match self.full_at.compare_exchange_weak(
+                full_at,
+                then,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => return Ok(()),
+                Err(other) => full_at = other,
+            }
+        }
+    }
+
+    fn is_full(&self, now: Instant) -> bool {
+        self.full_at.load(Ordering::Relaxed) <= self.nanos(now)
+    }
+}
+
+/// The buckets of callers by user.
+#[derive(Debug)]
+struct Buckets {
+    of_users: HashMap<u32, Arc<Bucket>>,
+    shared: Arc<Bucket>,
+    most: usize,
+}
+
+impl Buckets {
+    fn new(most: usize, epoch: Instant) -> Self {
+        Self {
+            of_users: HashMap::new(),
+            shared: Arc::new(Bucket::new(epoch)),
+            most,
+        }
+    }
+
+    fn of(&mut self, user: u32, now: Instant) -> Arc<Bucket> {
+        if let Some(bucket) = self.of_users.get(&user) {
+            return bucket.clone();
+        }
+        if self.of_users.len() >= self.most {
+            // One that a connection still holds must stay, or its user would get a second one.
+            self.of_users
+                .retain(|_, bucket| Arc::strong_count(bucket) > 1 || !bucket.is_full(now));
+        }
+        if self.of_users.len() >= self.most {
+            return self.shared.clone();
+        }
+        let bucket = Arc::new(Bucket::new(self.shared.epoch));
+        self.of_users.insert(user, bucket.clone());
+        bucket
     }
 }
 
@@ -135,6 +254,15 @@ impl Rule {
 #[derive(Debug)]
 pub struct Access {
     rules: Vec<Arc<Rule>>,
+    tcp: Option<Limit>,
+    buckets: Mutex<Buckets>,
+}
+
+/// How often a caller may ask, and what it has taken of that.
+#[derive(Debug, Clone)]
+struct Limit {
+    pace: Pace,
+    bucket: Arc<Bucket>,
 }
 
 impl Access {
@@ -149,43 +277,25 @@ impl Access {
         daemon: u32,
         socket_group: Option<u32>,
     ) -> Result<Self, Vec<Problem>> {
-        if rules.is_empty() {
-            let all = [Right::Config, Right::Credentials];
-            let mut rules = vec![
-                Rule::everything(Who::User(0), &all),
-                Rule::everything(Who::User(daemon), &all),
-            ];
-            rules.extend(
-                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
-            );
-            return Ok(Self {
-                rules: rules.into_iter().map(Arc::new).collect(),
-            });
-        }
-        let mut known = Vec::with_capacity(rules.len());
-        let mut problems = Vec::new();
-        for (index, rule) in rules.iter().enumerate() {
-            match who(rule, names) {
-                Ok(who) => known.push(Arc::new(Rule {
-                    who,
-                    allow: rule.allow.iter().copied().collect(),
-                    tenants: rule.tenants.iter().cloned().collect(),
-                    providers: rule.providers.iter().cloned().collect(),
-                })),
-                Err(what) => {
-                    problems.push(Problem {
-                        place: String::new(),
-                        key: format!("access.{index}"),
-                        what,
-                    });
-                }
-            }
-        }
-        if problems.is_empty() {
-            Ok(Self { rules: known })
-        } else {
-            Err(problems)
-        }
+        let epoch = Instant::now();
+        Ok(Self {
+            rules: in_force(rules, names, daemon, socket_group)?,
+            tcp: Pace::of(Rate::DEFAULT).map(|pace| Limit {
+                pace,
+                bucket: Arc::new(Bucket::new(epoch)),
+            }),
+            buckets: Mutex::new(Buckets::new(MOST_CALLERS, epoch)),
+        })
+    }
+
+    /// How often all TCP callers together may ask.
+    #[must_use]
+    pub fn with_tcp_rate(mut self, rate: Rate) -> Self {
+        self.tcp = Pace::of(rate).map(|pace| Limit {
+            pace,
+            bucket: Arc::new(Bucket::new(Instant::now())),
+        });
+        self
     }
 
     /// Whether any rule is about a group: only then the supplementary groups of a caller matter.
@@ -198,26 +308,97 @@ impl Access {
 
     /// What a caller may ask. Worked out once per connection.
     #[must_use]
-    pub fn rights(&self, caller: &Caller) -> Rights {
-        match caller {
-            Caller::Tcp => Rights {
-                tcp: true,
-                rules: Vec::new(),
-            },
-            Caller::Unix(peer) => Rights {
-                tcp: false,
-                rules: self
-                    .rules
-                    .iter()
-                    .filter(|rule| match rule.who {
-                        Who::User(uid) => peer.uid == uid,
-                        Who::Group(gid) => peer.is_in(gid),
-                    })
-                    .cloned()
-                    .collect(),
-            },
+    pub fn rights(&self, caller: &Caller, now: Instant) -> Rights {
+        let peer = match caller {
+            Caller::Tcp => {
+                return Rights {
+                    tcp: true,
+                    rules: Vec::new(),
+                    limit: self.tcp.clone(),
+                };
+            }
+            Caller::Unix(peer) => peer,
+        };
+        let rules: Vec<Arc<Rule>> = self
+            .rules
+            .iter()
+            .filter(|rule| match rule.who {
+                Who::User(uid) => peer.uid == uid,
+                Who::Group(gid) => peer.is_in(gid),
+            })
+            .cloned()
+            .collect();
+        let limit = if rules.is_empty() { None } else { pace(&rules) }.map(|pace| Limit {
+            pace,
+            bucket: self
+                .buckets
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .of(peer.uid, now),
+        });
+        Rights {
+            tcp: false,
+            rules,
+            limit,
         }
     }
+}
+
+/// The most generous of the rates that rules name; the default where none does.
+fn pace(rules: &[Arc<Rule>]) -> Option<Pace> {
+    let mut found: Option<Pace> = None;
+    for rate in rules.iter().filter_map(|rule| rule.rate) {
+        let pace = Pace::of(rate)?;
+        found = Some(match found {
+            Some(other) if (other.each, pace.most) <= (pace.each, other.most) => other,
+            _ => pace,
+        });
+    }
+    found.or_else(|| Pace::of(Rate::DEFAULT))
+}
+
+fn in_force(
+    rules: &[AccessRule],
+    names: &Names,
+    daemon: u32,
+    socket_group: Option<u32>,
+) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
+        if rules.is_empty() {
+            let all = [Right::Config, Right::Credentials];
+            let mut rules = vec![
+                Rule::everything(Who::User(0), &all),
+                Rule::everything(Who::User(daemon), &all),
+            ];
+            rules.extend(
+                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
+            );
+            return Ok(rules.into_iter().map(Arc::new).collect());
+        }
+        let mut known = Vec::with_capacity(rules.len());
+        let mut problems = Vec::new();
+        for (index, rule) in rules.iter().enumerate() {
+            match who(rule, names) {
+                Ok(who) => known.push(Arc::new(Rule {
+                    who,
+                    allow: rule.allow.iter().copied().collect(),
+                    tenants: rule.tenants.iter().cloned().collect(),
+                    providers: rule.providers.iter().cloned().collect(),
+                    rate: rule.rate,
+                })),
+                Err(what) => {
+                    problems.push(Problem {
+                        place: String::new(),
+                        key: format!("access.{index}"),
+                        what,
+                    });
+                }
+            }
+        }
+        if problems.is_empty() {
+            Ok(known)
+        } else {
+            Err(problems)
+        }
 }
 
 fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
@@ -237,6 +418,7 @@ fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
 pub struct Rights {
     tcp: bool,
     rules: Vec<Arc<Rule>>,
+    limit: Option<Limit>,
 }
 
 impl Rights {
@@ -244,6 +426,17 @@ impl Rights {
     #[must_use]
     pub fn any(&self) -> bool {
         self.tcp || !self.rules.is_empty()
+    }
+
+    /// Takes one request of what the caller may ask now.
+    ///
+    /// # Errors
+    /// When the caller has asked too often: how long until it may ask again.
+    pub fn take(&self, now: Instant) -> Result<(), Duration> {
+        match &self.limit {
+            Some(limit) => limit.bucket.take(limit.pace, now),
+            None => Ok(()),
+        }
     }
 
     /// Whether the caller has this right for any tenant at all.
@@ -398,7 +591,7 @@ mod tests {
     #[test]
     fn without_rules_root_and_the_daemons_user_may_everything() {
         for uid in [0, 500] {
-            let rights = defaults().rights(&unix(uid, 7, &[]));
+            let rights = defaults().rights(&unix(uid, 7, &[]), Instant::now());
             assert!(
                 rights.config(&acme()) && rights.credentials(&acme()) == Providers::All,
                 "uid {uid}"
@@ -409,7 +602,7 @@ mod tests {
     #[test]
     fn without_rules_the_sockets_group_may_config_and_no_credentials() {
         for caller in [unix(7, 600, &[]), unix(7, 7, &[3, 600])] {
-            let rights = defaults().rights(&caller);
+            let rights = defaults().rights(&caller, Instant::now());
             assert!(rights.config(&acme()));
             assert_eq!(rights.credentials(&acme()), Providers::None);
             assert!(!rights.anywhere(Right::Credentials));
@@ -418,16 +611,16 @@ mod tests {
 
     #[test]
     fn without_a_rule_about_it_a_caller_may_nothing() {
-        let rights = defaults().rights(&unix(7, 7, &[8]));
+        let rights = defaults().rights(&unix(7, 7, &[8]), Instant::now());
         assert!(!rights.any() && !rights.anywhere(Right::Config) && !rights.config(&acme()));
     }
 
     #[test]
     fn with_rules_these_alone_hold_even_for_root() {
         let access = access(&[serde_json::json!({"user": "asterisk", "allow": ["config"]})]);
-        assert!(!access.rights(&unix(0, 0, &[])).any());
-        assert!(!access.rights(&unix(500, 600, &[600])).any());
-        assert!(access.rights(&unix(110, 115, &[])).config(&acme()));
+        assert!(!access.rights(&unix(0, 0, &[]), Instant::now()).any());
+        assert!(!access.rights(&unix(500, 600, &[600]), Instant::now()).any());
+        assert!(access.rights(&unix(110, 115, &[]), Instant::now()).config(&acme()));
     }
 
     #[test]
@@ -436,7 +629,7 @@ mod tests {
             let access = access(&[
                 serde_json::json!({"user": "110", "allow": ["config", "credentials"], "tenants": [name]}),
             ]);
-            let rights = access.rights(&unix(110, 1, &[]));
+            let rights = access.rights(&unix(110, 1, &[]), Instant::now());
             assert!(
                 rights.config(&acme()) && rights.credentials(&acme()).has("openai"),
                 "{name}"
@@ -456,7 +649,7 @@ mod tests {
             serde_json::json!({"group": "telephony", "allow": ["credentials"], "providers": ["openai"]}),
             serde_json::json!({"group": 200.to_string(), "allow": ["credentials"], "tenants": ["other"], "providers": ["google"]}),
         ]);
-        let rights = access.rights(&unix(110, 1, &[200]));
+        let rights = access.rights(&unix(110, 1, &[200]), Instant::now());
         assert!(rights.config(&acme()) && !rights.config(&other()));
         assert!(
             rights.credentials(&acme()).has("openai") && !rights.credentials(&acme()).has("google")
@@ -466,7 +659,7 @@ mod tests {
                 && rights.credentials(&other()).has("google")
         );
         assert_eq!(
-            access.rights(&unix(110, 1, &[])).credentials(&acme()),
+            access.rights(&unix(110, 1, &[]), Instant::now()).credentials(&acme()),
             Providers::None
         );
     }
@@ -475,7 +668,7 @@ mod tests {
     fn tcp_may_config_of_every_tenant_and_never_credentials() {
         let open = access(&[serde_json::json!({"user": "0", "allow": ["credentials"]})]);
         for access in [defaults(), open] {
-            let rights = access.rights(&Caller::Tcp);
+            let rights = access.rights(&Caller::Tcp, Instant::now());
             assert!(rights.any() && rights.config(&acme()) && rights.anywhere(Right::Config));
             assert!(!rights.anywhere(Right::Credentials));
             assert_eq!(rights.credentials(&acme()), Providers::None);
@@ -516,5 +709,156 @@ mod tests {
             Some(vec![])
         );
         assert_eq!(groups_in_status("", 0, 0), None);
+    }
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn limited(requests: u32, seconds: u32, burst: u32) -> Pace {
+        Pace::of(Rate::Limited {
+            requests,
+            seconds,
+            burst,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn after_a_pause_a_burst_passes_and_then_one_at_a_time_and_the_wait_told_is_the_wait() {
+        let start = Instant::now();
+        let (bucket, pace) = (Bucket::new(start), limited(10, 1, 3));
+        let taken = (0..9).filter(|_| bucket.take(pace, start).is_ok()).count();
+        assert_eq!(taken, 3);
+        assert_eq!(bucket.take(pace, start), Err(100 * MS));
+        assert_eq!(bucket.take(pace, start + 99 * MS), Err(MS));
+        assert_eq!(bucket.take(pace, start + 100 * MS), Ok(()));
+        assert_eq!(bucket.take(pace, start + 100 * MS), Err(100 * MS));
+        let later = start + Duration::from_secs(3600);
+        assert_eq!((0..9).filter(|_| bucket.take(pace, later).is_ok()).count(), 3);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_stretch_of_time_passes_more_than_its_rate_and_one_burst(
+            requests in 1_u32..2000,
+            seconds in proptest::sample::select(vec![1_u32, 60]),
+            burst in 1_u32..50,
+            steps in proptest::collection::vec(0_u64..200_000_000, 1..300),
+        ) {
+            let start = Instant::now();
+            let (bucket, pace) = (Bucket::new(start), limited(requests, seconds, burst));
+            let mut now = start;
+            let mut passed: Vec<u64> = Vec::new();
+            for step in steps {
+                now += Duration::from_nanos(step);
+                let took = bucket.take(pace, now);
+                match took {
+                    Ok(()) => passed.push(bucket.nanos(now)),
+                    Err(wait) => {
+                        proptest::prop_assert!(wait <= Duration::from_nanos(pace.each));
+                        proptest::prop_assert!(bucket.take(pace, now + wait - Duration::from_nanos(1)).is_err());
+                    }
+                }
+            }
+            for (i, from) in passed.iter().enumerate() {
+                for (j, to) in passed.iter().enumerate().skip(i) {
+                    let allowed = u64::from(burst) + (to - from) / pace.each;
+                    proptest::prop_assert!((j - i + 1) as u64 <= allowed, "{} in {}", j - i + 1, to - from);
+                }
+            }
+        }
+
+        #[test]
+        fn who_keeps_to_its_rate_is_never_refused(
+            requests in 1_u32..100_000,
+            seconds in proptest::sample::select(vec![1_u32, 60]),
+            burst in 1_u32..50,
+            waits in proptest::collection::vec(0_u64..1_000_000, 1..200),
+        ) {
+            let start = Instant::now();
+            let (bucket, pace) = (Bucket::new(start), limited(requests, seconds, burst));
+            let mut now = start;
+            for wait in waits {
+                proptest::prop_assert_eq!(bucket.take(pace, now), Ok(()));
+                now += Duration::from_nanos(pace.each + wait);
+            }
+        }
+
+        #[test]
+        fn ones_flood_takes_nothing_of_anothers_share(floods in proptest::collection::vec(0_usize..500, 1..20)) {
+            let access = access(&[
+                serde_json::json!({"user": "1", "allow": ["config"], "rate": "100/s"}),
+                serde_json::json!({"user": "2", "allow": ["config"], "rate": "1/s"}),
+            ]);
+            let mut now = Instant::now();
+            for flood in floods {
+                for _ in 0..flood {
+                    let _ = access.rights(&unix(1, 1, &[]), now).take(now);
+                    let _ = access.rights(&Caller::Tcp, now).take(now);
+                }
+                proptest::prop_assert_eq!(access.rights(&unix(2, 2, &[]), now).take(now), Ok(()));
+                now += Duration::from_secs(1);
+            }
+        }
+    }
+
+    #[test]
+    fn all_connections_of_a_user_share_its_rate_and_all_of_tcp_one() {
+        let access = access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
+            .with_tcp_rate("4/s".parse().unwrap());
+        let now = Instant::now();
+        let passed = |caller: &Caller| {
+            (0..9)
+                .filter(|_| access.rights(caller, now).take(now).is_ok())
+                .count()
+        };
+        assert_eq!(passed(&unix(7, 7, &[])), 5);
+        assert_eq!(passed(&unix(7, 8, &[])), 0);
+        assert_eq!(passed(&Caller::Tcp), 4);
+    }
+
+    #[test]
+    fn the_most_generous_rate_named_counts_and_the_default_where_none_is() {
+        let access = access(&[
+            serde_json::json!({"user": "1", "allow": ["config"], "rate": "2/s"}),
+            serde_json::json!({"group": "9", "allow": ["config"], "rate": "3/s"}),
+            serde_json::json!({"group": "8", "allow": ["config"], "rate": "off"}),
+            serde_json::json!({"group": "7", "allow": ["config"]}),
+        ]);
+        let pace = |uid, groups: &[u32]| {
+            let rights = access.rights(&unix(uid, 0, groups), Instant::now());
+            rights.limit.map(|limit| limit.pace)
+        };
+        assert_eq!(pace(1, &[]), Some(limited(2, 1, 2)));
+        assert_eq!(pace(1, &[9, 7]), Some(limited(3, 1, 3)));
+        assert_eq!(pace(1, &[9, 8]), None);
+        assert_eq!(pace(2, &[7]), Pace::of(Rate::DEFAULT));
+        assert_eq!(
+            defaults().rights(&unix(0, 0, &[]), Instant::now()).limit.map(|limit| limit.pace),
+            Pace::of(Rate::DEFAULT)
+        );
+    }
+
+    #[test]
+    fn callers_are_kept_apart_in_bounded_memory_and_only_the_idle_are_forgotten() {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(3, start);
+        let pace = limited(1, 1, 1);
+        let held = buckets.of(0, start);
+        assert_eq!(held.take(pace, start), Ok(()));
+        assert_eq!(buckets.of(1, start).take(pace, start), Ok(()));
+        let full = buckets.of(2, start);
+        drop(full);
+        // 2 is idle and full: it gives way. 0 is held and 1 has not recovered: both stay.
+        assert_eq!(buckets.of(3, start).take(pace, start), Ok(()));
+        assert_eq!(buckets.of_users.len(), 3);
+        assert!(buckets.of(0, start).take(pace, start).is_err());
+        assert!(buckets.of(1, start).take(pace, start).is_err());
+        // Nobody gives way: newcomers share.
+        assert!(Arc::ptr_eq(&buckets.of(4, start), &buckets.of(5, start)));
+        assert_eq!(buckets.of_users.len(), 3);
+        // Later all but the held one do.
+        let later = start + Duration::from_secs(2);
+        assert!(!Arc::ptr_eq(&buckets.of(4, later), &buckets.of(5, later)));
+        assert!(Arc::ptr_eq(&held, &buckets.of(0, later)));
     }
 }

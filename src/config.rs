@@ -146,6 +146,8 @@ section! {
         unix_group: String = String::new(),
         /// Loopback address and port, never for credentials. Empty: none.
         tcp: String = "127.0.0.1:8377".to_owned(),
+        /// Most requests of all TCP callers together, written as `rate` of an access rule is. `off`: no limit.
+        tcp_rate: Rate = Rate::DEFAULT,
         /// Most connections at once over all call listeners; more wait in the backlog.
         max_connections: u32 = 1024,
         /// A request's head must be complete within this time.
@@ -183,6 +185,112 @@ pub enum Right {
     Credentials,
 }
 
+/// How often a caller may ask: `2000/s` or `600/m`, with `burst 5000` behind it where more than one second's or
+/// minute's worth may come at once; `off`: as often as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rate {
+    /// No limit.
+    Off,
+    /// So many requests in so many seconds, and so many at once.
+    Limited {
+        /// Requests in a period.
+        requests: u32,
+        /// Seconds of a period: 1 or 60.
+        seconds: u32,
+        /// Requests that may come at once after a pause.
+        burst: u32,
+    },
+}
+
+impl Rate {
+    /// What a rule without `rate` allows each caller. Far above what calls need, below what a node can do, so that a
+    /// caller that has gone wild leaves room for the others.
+    pub const DEFAULT: Self = Self::Limited {
+        requests: 10_000,
+        seconds: 1,
+        burst: 20_000,
+    };
+
+    /// Most requests of a period, and most at once.
+    const MOST: u32 = 1_000_000;
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Off => f.write_str("off"),
+            Self::Limited {
+                requests,
+                seconds,
+                burst,
+            } => {
+                write!(f, "{requests}/{}", if seconds == 1 { 's' } else { 'm' })?;
+                if burst == requests {
+                    Ok(())
+                } else {
+                    write!(f, " burst {burst}")
+                }
+            }
+        }
+    }
+}
+
+/// A text that is no rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "must be a rate such as \"2000/s\", \"600/m\" or \"2000/s burst 5000\", numbers from 1 to 1000000, or \"off\""
+)]
+pub struct NoRate;
+
+impl std::str::FromStr for Rate {
+    type Err = NoRate;
+
+    fn from_str(text: &str) -> Result<Self, NoRate> {
+        let mut words = text.split_ascii_whitespace();
+        let number = |text: &str| {
+            let number = text.parse().map_err(|_| NoRate)?;
+            if (1..=Self::MOST).contains(&number) {
+                Ok(number)
+            } else {
+                Err(NoRate)
+            }
+        };
+        let first = words.next().ok_or(NoRate)?;
+        if first == "off" {
+            return words.next().map_or(Ok(Self::Off), |_| Err(NoRate));
+        }
+        let (requests, seconds) = match first.split_once('/').ok_or(NoRate)? {
+            (requests, "s") => (number(requests)?, 1),
+            (requests, "m") => (number(requests)?, 60),
+            _ => return Err(NoRate),
+        };
+        let burst = match (words.next(), words.next(), words.next()) {
+            (None, ..) => requests,
+            (Some("burst"), Some(burst), None) => number(burst)?,
+            _ => return Err(NoRate),
+        };
+        Ok(Self::Limited {
+            requests,
+            seconds,
+            burst,
+        })
+    }
+}
+
+impl Serialize for Rate {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Rate {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
 /// One rule of `access`: who, what, of whom. Rights of several matching rules add up.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -197,6 +305,9 @@ pub struct AccessRule {
     pub tenants: Vec<String>,
     /// Providers whose credentials the rule covers. Empty: all.
     pub providers: Vec<String>,
+    /// How often each user that the rule is about may ask. Of several matching rules that say, the most generous
+    /// counts; where none says, [`Rate::DEFAULT`].
+    pub rate: Option<Rate>,
 }
 
 section! {
@@ -710,6 +821,7 @@ const ACCESS_DOC: &str = "\
 # allow = [\"config\", \"credentials\"]
 # tenants = [\"seguridad-acme-sa\"] # slugs or ids; empty: all
 # providers = [\"openai\"]        # whose credentials; empty: all
+# rate = \"10000/s burst 20000\"  # how often each user may ask; also \"600/m\", \"off\"; this is what holds unless set
 ";
 
 /// How access rules are written: an example, commented out as in the default file.
@@ -1123,6 +1235,60 @@ mod tests {
             "write it anew with `sidetone check --print-defaults > config/sidetone.toml`"
         );
         assert_eq!(problems(&committed, &[]), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_rate_is_requests_in_a_second_or_minute_and_what_may_come_at_once() {
+        let limited = |requests, seconds, burst| Rate::Limited {
+            requests,
+            seconds,
+            burst,
+        };
+        for (text, rate) in [
+            ("off", Rate::Off),
+            ("2000/s", limited(2000, 1, 2000)),
+            ("600/m", limited(600, 60, 600)),
+            ("1/s burst 5", limited(1, 1, 5)),
+            ("10000/s burst 20000", Rate::DEFAULT),
+        ] {
+            assert_eq!(text.parse(), Ok(rate), "{text}");
+            assert_eq!(rate.to_string(), text);
+        }
+        for text in [
+            "",
+            "5",
+            "5/h",
+            "0/s",
+            "-1/s",
+            "1.5/s",
+            "5/s burst",
+            "5/s burst 0",
+            "5/s 7",
+            "5/s burst 7 x",
+            "1000001/s",
+            "off burst 1",
+        ] {
+            assert_eq!(text.parse::<Rate>(), Err(NoRate), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_rule_without_a_rate_is_told_apart_from_one_with_it_and_a_wrong_one_is_told() {
+        let told = problems(
+            "[[access]]\nuser = \"0\"\nallow = [\"config\"]\nrate = \"fast\"\n",
+            &[],
+        );
+        assert!(
+            told.len() == 1 && told[0].starts_with("FILE: access: must be a rate such as"),
+            "{told:?}"
+        );
+        assert_eq!(
+            problems(
+                "[[access]]\nuser = \"0\"\nallow = [\"config\"]\nrate = \"5/s\"\n[http]\ntcp_rate = \"off\"\n",
+                &[]
+            ),
+            Vec::<String>::new()
+        );
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), DaemonError> {
     keep_to_ourselves();
+    // Before anybody can know that we are here: unheard, it would end the process.
+    let mut hangups = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let node = config.node_name();
     let keyring = Keyring::load(&config.keys.file)?;
     let raw_key = Some(config.keys.raw.clone()).filter(|id| !id.is_empty());
@@ -152,7 +154,6 @@ pub async fn run(
             "clock"
         }
     });
-    let mut hangups = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     let judged = {
         let engine = Arc::clone(&engine);
         tokio::task::spawn_blocking(move || engine.judge_all())

@@ -23,7 +23,7 @@ use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
 use crate::replica::{Applied, Incoming, Moment, Replica, ReplicaError, Size, Terms, View};
 use crate::resolve;
-use crate::row::{Fault, Reason, Table, TenantRecord};
+use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
 use crate::seal::{Keyring, KeyringError};
 use crate::source::ReadThrough;
 
@@ -210,6 +210,29 @@ impl Engine {
         let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
         let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(Found { profile, staleness: Staleness { ms, stale: false, refuse_credentials: false } })
+    }
+
+    /// Whose number it is that [`find`](Self::find) refuses for want of a good row, and what is wrong with its rows.
+    ///
+    /// Of a tenant that was never good, or is not in the replica, only the id is told, or not even that: a rule that
+    /// names tenants does not cover it then.
+    #[must_use]
+    pub fn never_good(&self, number: &E164) -> (Tenant, Vec<Fault>) {
+        let mut tenant = Tenant { id: Uuid::nil(), name: String::new(), slug: String::new(), status: String::new() };
+        let read = || {
+            let view = self.replica.view()?;
+            let Some(found) = view.number(number.as_str())? else { return Ok(None) };
+            let record = view.tenant(found.tenant)?;
+            Ok::<_, ReplicaError>(Some((found, record)))
+        };
+        let Ok(Some((found, record))) = read() else { return (tenant, Vec::new()) };
+        tenant.id = found.tenant;
+        let mut faults = found.record.faults;
+        if let Some(record) = record {
+            faults.extend(record.faults);
+            tenant = record.bundle.tenant.unwrap_or(tenant);
+        }
+        (tenant, faults)
     }
 
     /// Applies a batch: replica first, then memory forgets, then the state of the node is told. Blocking.

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::answer::LocalTime;
 use crate::condition::{Attribute, Condition, OUTSIDE_BUSINESS_HOURS};
+use crate::number::E164;
 use crate::profile::{CompiledBinding, CompiledPrompt, Profile, Refusal, RowRevision};
 use crate::row::{Fault, Table};
 use crate::select::{
@@ -82,6 +83,26 @@ pub fn explain(profile: &Profile, call: &Call, at: Timestamp, stack_bytes: usize
         body: serde_json::to_vec(&page).unwrap_or_default(),
         refusal,
     }
+}
+
+/// Explains why a number has no answer: none of its rows was ever good.
+#[must_use]
+pub fn never_good(number: &E164, faults: &[Fault]) -> Vec<u8> {
+    let page = NeverGood {
+        status: "not_ready",
+        message: Refusal::NoGoodRow.to_string(),
+        number: number.as_str(),
+        faults,
+    };
+    serde_json::to_vec(&page).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct NeverGood<'a> {
+    status: &'static str,
+    message: String,
+    number: &'a str,
+    faults: &'a [Fault],
 }
 
 /// The explanation in the order in which it is written.

@@ -17,7 +17,7 @@ mod wire;
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -105,7 +105,9 @@ pub fn bind(config: &Config) -> Result<Doors, BindError> {
     let opened = listen::open(config, &names)?;
     let group = opened.call.iter().find_map(|door| door.group);
     let daemon = rustix::process::geteuid().as_raw();
-    let access = Access::new(&config.access, &names, daemon, group).map_err(BindError::Access)?;
+    let access = Access::new(&config.access, &names, daemon, group)
+        .map_err(BindError::Access)?
+        .with_tcp_rate(config.http.tcp_rate);
     Ok(Doors {
         call: opened.call,
         admin: opened.admin,
@@ -257,6 +259,7 @@ async fn run<H: Host>(
     // However this ends, no connection outlives it.
     let _kill = kill.clone().drop_guard();
     tokio::select! {
+        // Listeners end at `stop` too: whoever sees that first must not take it for a breakdown.
         biased;
         () = stop.cancelled() => {}
         Some(_) = listeners.join_next() => return,
@@ -390,7 +393,7 @@ impl Host for Node {
             }
         };
         let may = match (side, &caller) {
-            (Side::Call, _) => May::Call(self.access.rights(&caller)),
+            (Side::Call, _) => May::Call(self.access.rights(&caller, Instant::now())),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
             (Side::Admin, Caller::Tcp) => May::Admin(false),
         };

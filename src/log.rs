@@ -148,6 +148,10 @@ mod tests {
                 tracing::debug!("debug {step}");
                 tracing::info!("info {step}");
             }
+            // The handle is good only as long as the subscriber is there.
+            assert!(control.set("sidetone=loud").is_err());
+            assert!(control.set(&"x".repeat(5000)).is_err());
+            assert_eq!(control.current(), "error");
         });
         let text = written.text();
         assert!(
@@ -159,8 +163,5 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("quiet"), "{text}");
-        assert!(control.set("sidetone=loud").is_err());
-        assert!(control.set(&"x".repeat(5000)).is_err());
-        assert_eq!(control.current(), "error");
     }
 }

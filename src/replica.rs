@@ -26,7 +26,7 @@ use uuid::Uuid;
 use crate::admit::{self, AdmissionLimits};
 use crate::change::{self, Cursor};
 use crate::number::E164;
-use crate::row::{DocHash, Fault, NumberRecord, TenantRecord};
+use crate::row::{DocHash, Fault, NumberRecord, Reason, Table, TenantRecord};
 use crate::seal::{DataKey, Keyring, WrappedKey};
 use crate::source::{Row, TenantDigest};
 
@@ -720,7 +720,12 @@ impl Writer<'_, '_> {
         }
         let what = if was.is_some() { What::Different } else { What::Missing };
         let was = was.and_then(Result::ok);
-        let record = admit::tenant(id, document, was.as_ref(), &self.terms.limits);
+        let limits = &self.terms.limits;
+        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits)).unwrap_or_else(|| TenantRecord {
+            hash: DocHash::of(document),
+            bundle: was.as_ref().map(|was| was.bundle.clone()).unwrap_or_default(),
+            faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
+        });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
         let sealed = self.key.seal(&tenant_aad(id), &json).map_err(|_| ReplicaError::Seal)?;
         tried!("writing a tenant", self.tenants.insert(id.as_bytes().as_slice(), sealed.as_slice()))?;
@@ -751,7 +756,11 @@ impl Writer<'_, '_> {
             tried!("writing a number", self.index.remove(index_key(was.tenant, e164).as_slice()))?;
         }
         let previous = was_good.as_ref().filter(|was| was.tenant == tenant).map(|was| &was.record);
-        let record = admit::number(e164, document, previous);
+        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| NumberRecord {
+            hash,
+            row: previous.and_then(|was| was.row.clone()),
+            faults: vec![poison(Table::TenantPhoneNumbers, e164.to_owned(), previous.is_some())],
+        });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
         let sealed = self.key.seal(&number_aad(tenant, e164), &json).map_err(|_| ReplicaError::Seal)?;
         let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
@@ -922,6 +931,16 @@ impl Writer<'_, '_> {
             self.applied.differences.push((key, what));
         }
     }
+}
+
+/// Poison stays in its row, even one that we do not foresee.
+fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
+    catch_unwind(AssertUnwindSafe(work)).ok()
+}
+
+fn poison(table: Table, key: String, last_good: bool) -> Fault {
+    let detail = "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
+    Fault { table, key, reason: Reason::Malformed, detail, last_good }
 }
 
 fn count(length: usize) -> u64 {

@@ -453,7 +453,7 @@ impl Status {
             "overloaded",
             503,
             Exit::Unreachable,
-            "too many questions at once",
+            "too many questions at once, or by this caller (`rate`)",
         ),
         Self::admin("accepted", 202, Exit::Ok, "ordered without `wait`"),
         Self::admin("unknown_tenant", 404, Exit::No, "no such tenant"),

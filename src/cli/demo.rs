@@ -99,13 +99,13 @@ async fn demonstrate(args: &DemoArgs, cluster: &Cluster) -> Result<Exit, CliErro
     };
     let shown = tokio::select! {
         biased;
-        () = signals.any() => Ok(false),
+        () = signals.times(1) => Ok(false),
         over = &mut daemon => return Err(ended(over)),
         shown = show => shown,
     };
     if matches!(shown, Ok(true)) {
         tokio::select! {
-            () = signals.any() => {}
+            () = signals.times(1) => {}
             over = &mut daemon => return Err(ended(over)),
         }
     }

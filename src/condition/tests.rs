@@ -549,7 +549,11 @@ mod naive {
         let fits = match (name, value) {
             ("recording_enabled", value) => value.is_boolean(),
             ("voice", Value::String(text)) => text.len() <= 50 && !text.contains(char::is_control),
-            ("language", Value::String(text)) => ["es-AR", "pt"].contains(&text.as_str()),
+            // RFC 5646, 2.1: a primary subtag of 2 to 8 letters is a tag, "nan" (Min Nan Chinese) included.
+            ("language", Value::String(text)) => {
+                let letters = text.bytes().all(|b| b.is_ascii_alphabetic());
+                text == "es-AR" || (letters && (2..=8).contains(&text.len()))
+            }
             ("timezone", Value::String(text)) => text == "Asia/Tokyo",
             _ => false,
         };

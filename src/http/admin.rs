@@ -36,7 +36,7 @@ pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Repl
         }
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
-        "/metrics" => lookup::metrics(&app.metrics),
+        "/metrics" => lookup::metrics(app),
         "/v1/admin/status" => Reply::json(&status(app)),
         "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload"
             if asked.method != Method::POST =>

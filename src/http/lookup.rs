@@ -15,15 +15,16 @@ use super::App;
 use super::audit::Audit;
 use super::params::{self, Question};
 use super::wire::{Asked, Fail, Form, Reply, not_allowed};
-use crate::access::{Caller, Rights};
+use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
 use crate::config::Right;
 use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
-use crate::metrics::{Metrics, Outcome, Route};
-use crate::number::{self, Dialling};
+use crate::metrics::{Outcome, Route};
+use crate::number::{self, Dialling, E164};
 use crate::profile::Refusal;
+use crate::row::Tenant;
 use crate::select::select;
 
 /// What a route asks for.
@@ -96,7 +97,7 @@ pub(super) struct Asking<'a> {
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     let app = asking.app;
     let begun = Instant::now();
-    let (route, outcome, reply) = routed(asking, asked).await;
+    let (route, outcome, reply) = routed(asking, asked, begun).await;
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
@@ -106,7 +107,11 @@ pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     reply
 }
 
-async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, Reply) {
+async fn routed(
+    asking: Asking<'_>,
+    asked: &Asked,
+    now: Instant,
+) -> (Route, Option<Outcome>, Reply) {
     let Asking {
         app,
         audit,
@@ -128,6 +133,20 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
             _ => (Route::Other, Form::Json),
         };
         return (route, Some(fail.outcome), fail.reply(form));
+    }
+    if !probe && let Err(wait) = rights.take(now) {
+        audit.flooded(caller);
+        let (route, form) = match target {
+            Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            _ => (Route::Other, Form::Json),
+        };
+        let fail = Fail::new(
+            Outcome::Overloaded,
+            "this caller asks more often than its rate allows",
+        );
+        let seconds = wait.as_secs().saturating_add(1).to_string();
+        let reply = fail.reply(form).with(header::RETRY_AFTER, &seconds);
+        return (route, Some(fail.outcome), reply);
     }
     let Some(target) = target else {
         let fail = Fail::new(Outcome::NoSuchRoute, "no such route");
@@ -151,7 +170,7 @@ async fn routed(asking: Asking<'_>, asked: &Asked) -> (Route, Option<Outcome>, R
     match target {
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
-        Target::Metrics => other(None, metrics(&app.metrics)),
+        Target::Metrics => other(None, metrics(app)),
         Target::Question(wants) => {
             let form = wants.form(&asked.query);
             match question(asking, wants, asked).await {
@@ -201,14 +220,10 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
     })?;
     let readings = number::readings(to, dialling)
         .map_err(|err| Fail::new(Outcome::InvalidNumber, err.to_string()))?;
-    let mut found = Err(Refusal::UnknownNumber);
-    for number in readings.iter() {
-        found = app.engine.find(&number).await;
-        if !matches!(found, Err(Refusal::UnknownNumber)) {
-            break;
-        }
-    }
-    let found = found.map_err(refused)?;
+    let found = match find(app, rights, wants, readings.iter()).await? {
+        Known::Found(found) => found,
+        Known::NeverGood(reply) => return Ok(reply),
+    };
     let terms = Terms {
         stack_bytes: usize::try_from(app.config.limits.stack_bytes.as_u64()).unwrap_or(usize::MAX),
         at: question.at.unwrap_or_else(Timestamp::now),
@@ -223,6 +238,43 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
             audit.refused(caller, wants.route_name());
         }
     })
+}
+
+/// A number that the caller may know of.
+enum Known {
+    Found(Found),
+    /// None of its rows was ever good, and that is what was asked.
+    NeverGood(Reply),
+}
+
+/// The first of the readings that is a number of a tenant the caller has a right to.
+///
+/// Who has no right to a tenant must not learn that a number is one of its: to that caller it is a number nobody has,
+/// bad rows included.
+async fn find(app: &App, rights: &Rights, wants: Wants, readings: impl Iterator<Item = E164>) -> Result<Known, Fail> {
+    let may_know = |tenant: &Tenant| {
+        rights.config(tenant) || (wants == Wants::Credentials && rights.credentials(tenant) != Providers::None)
+    };
+    for number in readings {
+        match app.engine.find(&number).await {
+            Ok(found) if may_know(&found.profile.tenant.tenant) => return Ok(Known::Found(found)),
+            Ok(_) | Err(Refusal::UnknownNumber) => {}
+            Err(Refusal::NoGoodRow) => {
+                let (tenant, faults) = app.engine.never_good(&number);
+                if !may_know(&tenant) {
+                    continue;
+                }
+                let fail = refused(Refusal::NoGoodRow);
+                if wants != Wants::Explain {
+                    return Err(fail);
+                }
+                let reply = Reply::new(fail.code(), Form::Json, explain::never_good(&number, &faults));
+                return Ok(Known::NeverGood(reply.with(header::RETRY_AFTER, "1")));
+            }
+            Err(refusal) => return Err(refused(refusal)),
+        }
+    }
+    Err(refused(Refusal::UnknownNumber))
 }
 
 impl Wants {
@@ -278,13 +330,7 @@ fn told(
     let with_credentials =
         wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
     let providers = rights.credentials(tenant);
-    let some = providers != crate::access::Providers::None;
-    // Who has no right to a tenant must not learn that the number is one of its.
-    let may_know = rights.config(tenant) || (some && wants == Wants::Credentials);
-    if !may_know {
-        return Err(refused(Refusal::UnknownNumber));
-    }
-    if with_credentials && !some {
+    if with_credentials && providers == Providers::None {
         return Err(forbidden());
     }
     if let Some(provider) = question
@@ -397,7 +443,8 @@ pub(super) fn readyz(health: &Health) -> Reply {
     .with(header::RETRY_AFTER, "1")
 }
 
-/// Every metric.
-pub(super) fn metrics(metrics: &Metrics) -> Reply {
-    Reply::ok(Form::Metrics, metrics.text())
+/// Every metric, ages as of now.
+pub(super) fn metrics(app: &App) -> Reply {
+    app.engine.tell_ages();
+    Reply::ok(Form::Metrics, app.metrics.text())
 }

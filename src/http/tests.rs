@@ -3,7 +3,6 @@
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -798,6 +797,24 @@ async fn nothing_but_a_socket_is_ever_removed_or_followed() {
         open(&config).is_err(),
         "nor is the lock a link to elsewhere"
     );
+}
+
+#[tokio::test]
+async fn a_closed_door_lets_nobody_new_in_and_keeps_who_had_connected() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config(dir.path());
+    let mut door = open(&config).unwrap().call.remove(0);
+    // A second name keeps the socket within reach when its own is gone: as for a caller that had just looked it up.
+    let looked_up = dir.path().join("looked-up");
+    std::fs::hard_link(&config.http.unix, &looked_up).unwrap();
+    let connected = std::os::unix::net::UnixStream::connect(&config.http.unix).unwrap();
+    door.refuse_new();
+    assert!(!config.http.unix.exists());
+    let late = std::os::unix::net::UnixStream::connect(&looked_up).unwrap_err();
+    assert_eq!(late.kind(), io::ErrorKind::ConnectionRefused);
+    assert!(matches!(door.waiting(), Ok(Stream::Unix(_))));
+    assert!(door.waiting().is_err());
+    drop(connected);
 }
 
 #[tokio::test]

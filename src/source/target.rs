@@ -125,7 +125,7 @@ impl Target {
         }
         let (url, asked) = without_ssl_mode(url)?;
         let mut config = tokio_postgres::Config::from_str(&url)
-            .map_err(|err| TargetError::Url(super::chain(&err)))?;
+            .map_err(|err| TargetError::Url(reason(&err)))?;
         if config.get_hosts().is_empty() {
             return Err(TargetError::Url("no host".to_owned()));
         }
@@ -266,6 +266,13 @@ fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
             "it does not begin with postgres://".to_owned(),
         ));
     }
+    // The password ends at the first; what follows would be taken for a host, and told.
+    let place = url.split_once('@').and_then(|(_, place)| place.split('?').next());
+    if place.is_some_and(|place| place.contains('@')) {
+        return Err(TargetError::Url(
+            "it holds more than one @; write %40 for one in the password".to_owned(),
+        ));
+    }
     let Some((base, query)) = url.split_once('?') else {
         return Ok((url.to_owned(), Asked::Nothing));
     };
@@ -292,6 +299,15 @@ fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
         },
         asked,
     ))
+}
+
+/// Why a URL is none, without what stands in it: what is taken for an option may be the rest of a password.
+fn reason(err: &tokio_postgres::Error) -> String {
+    let said = super::chain(err);
+    match said.find("invalid value for option") {
+        Some(at) => said.split_at(at).1.to_owned(),
+        None => "it is not written as a URL, or has an option that is not known; percent-encode what is special in the password".to_owned(),
+    }
 }
 
 fn place(config: &tokio_postgres::Config) -> String {
@@ -586,6 +602,11 @@ mod tests {
             "mysql://u:hunter2@db/x",
             "postgres://u:hunter2@db:notaport/x",
             "postgres://u:hunter2@db/x?nonsense=hunter2",
+            "postgres://u:a@hunter2@db/x",
+            "postgres://u:a?b@hunter2@db/x",
+            "postgres://u:a@b/hunter2@db/x",
+            "postgres://u:[hunter2",
+            "hunter2",
         ] {
             let err = target(url).unwrap_err();
             assert!(!format!("{err} {err:?}").contains("hunter2"), "{err}");

@@ -1,5 +1,8 @@
 //! One tenant of a test's own with two numbers, and the words in which tests change and ask it.
-#![allow(dead_code, reason = "a harness offers more than the tests of one day use")]
+#![allow(
+    dead_code,
+    reason = "a harness offers more than the tests of one day use"
+)]
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -89,7 +92,11 @@ impl<'a> Desk<'a> {
             mark: format!("+1650{}", 3_000_000 + serial),
         };
         // One lock: two tests that make the same function at once get in each other's way.
-        desk.db.sql(&format!("begin; select pg_advisory_xact_lock(7); {WORDS} commit")).await;
+        desk.db
+            .sql(&format!(
+                "begin; select pg_advisory_xact_lock(7); {WORDS} commit"
+            ))
+            .await;
         desk.change(&format!(
             "insert into public.tenants (id, name, slug, status) values ($t, 'Desk', '{slug}', 'active');
              insert into public.tenant_settings (tenant_id, model, transcription_provider, recording_enabled, business_hours)
@@ -109,20 +116,27 @@ impl<'a> Desk<'a> {
     /// SQL with `$t` and `$n` for the ids of tenant and number.
     pub(crate) fn words(&self, sql: &str) -> String {
         let id = |id: &str| format!("'{id}'::uuid");
-        sql.replace("$t", &id(&self.tenant)).replace("$n", &id(&self.number_id))
+        sql.replace("$t", &id(&self.tenant))
+            .replace("$n", &id(&self.number_id))
     }
 
     /// Commits statements as one transaction and waits until the node answers with them.
     pub(crate) async fn change(&self, sql: &str) {
         let mark = SERIAL.fetch_add(1, Ordering::Relaxed).to_string();
         let sql = self.words(sql);
-        let told = format!("update public.tenant_phone_numbers set label = '{mark}' where e164 = '{}'", self.mark);
+        let told = format!(
+            "update public.tenant_phone_numbers set label = '{mark}' where e164 = '{}'",
+            self.mark
+        );
         self.db.sql(&format!("begin; {sql}; {told}; commit")).await;
         // An explanation is given of suspended tenants too.
         let explain = format!("/v1/explain?to={}", encoded(&self.mark));
         until("the change is answered", async || {
             let reply = self.node.get(&explain).await;
-            reply.json().pointer("/fields/label/value").is_some_and(|label| *label == *mark)
+            reply
+                .json()
+                .pointer("/fields/label/value")
+                .is_some_and(|label| *label == *mark)
         })
         .await;
     }
@@ -160,14 +174,23 @@ impl<'a> Desk<'a> {
     pub(crate) async fn faults(&self, table: &str, key: &str) -> Vec<Value> {
         let status = self.node.admin("GET", "/v1/admin/status", "").await.json();
         let all = status["quarantined"].as_array().unwrap().clone();
-        all.into_iter().filter(|fault| fault["table"] == table && fault["key"] == key).collect()
+        all.into_iter()
+            .filter(|fault| fault["table"] == table && fault["key"] == key)
+            .collect()
     }
 }
 
 /// The names of an answer's prompts, in the order of the stack.
 pub(crate) fn names(answer: &Value) -> String {
-    let layers = answer.pointer("/prompt/layers").unwrap().as_array().unwrap();
-    let names: Vec<&str> = layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect();
+    let layers = answer
+        .pointer("/prompt/layers")
+        .unwrap()
+        .as_array()
+        .unwrap();
+    let names: Vec<&str> = layers
+        .iter()
+        .map(|layer| layer["name"].as_str().unwrap())
+        .collect();
     names.join(" ")
 }
 
@@ -189,20 +212,38 @@ fn holds_null(value: &Value) -> bool {
 /// they should.
 pub(crate) fn masked(body: &str) -> String {
     let json = body.starts_with('{');
-    let (age, revision) = if json { ("\"staleness_ms\":", "\"revision\":\"") } else { ("staleness_ms=", "revision=") };
+    let (age, revision) = if json {
+        ("\"staleness_ms\":", "\"revision\":\"")
+    } else {
+        ("staleness_ms=", "revision=")
+    };
     let digits = |c: char| c.is_ascii_digit();
-    let body = mask(body, age, |value| value.chars().take_while(|c| digits(*c)).count(), "N");
-    mask(&body, revision, |value| {
-        let hex = value.chars().take_while(|c| c.is_ascii_digit() || ('a'..='f').contains(c)).count();
-        assert_eq!(hex, 16, "revision in {value}");
-        hex
-    }, "R")
+    let body = mask(
+        body,
+        age,
+        |value| value.chars().take_while(|c| digits(*c)).count(),
+        "N",
+    );
+    mask(
+        &body,
+        revision,
+        |value| {
+            let hex = value
+                .chars()
+                .take_while(|c| c.is_ascii_digit() || ('a'..='f').contains(c))
+                .count();
+            assert_eq!(hex, 16, "revision in {value}");
+            hex
+        },
+        "R",
+    )
 }
 
 fn mask(body: &str, before: &str, length: impl Fn(&str) -> usize, with: &str) -> String {
-    let Some((head, tail)) = body.split_once(before) else { return body.to_owned() };
+    let Some((head, tail)) = body.split_once(before) else {
+        return body.to_owned();
+    };
     let length = length(tail);
     assert!(length > 0, "nothing behind {before} in {body}");
     format!("{head}{before}{with}{}", &tail[length..])
 }
-

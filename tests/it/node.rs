@@ -20,6 +20,8 @@ use crate::cluster::{Db, free_port, scratch};
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// The number of the example rows that has everything.
 pub(crate) const ACME: &str = "%2B14155550100";
+/// Where no Postgres is: refused at once.
+pub(crate) const AWAY: &str = "postgres://sidetone@127.0.0.1:1/none?sslmode=disable";
 /// The value of the example's credential.
 pub(crate) const SECRET: &str = "sk-canary-5f0c9e1a";
 
@@ -138,6 +140,20 @@ impl Node {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = self.command(&["run"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
         self.child = Some(child);
+    }
+
+    /// Starts a daemon that is to end by itself: its exit code, and what it told beside log lines.
+    pub(crate) fn refused(&self) -> (Option<i32>, Vec<String>) {
+        let mut child = self.command(&["run"]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let began = Instant::now();
+        while child.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        let told = told.lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+        (output.status.code(), told)
     }
 
     /// A command of the binary with this node's settings.

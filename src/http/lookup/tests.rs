@@ -204,7 +204,7 @@ fn asked(method: Method, target: &str, headers: &[(&str, &str)], body: &str) -> 
 
 impl Node {
     async fn ask(&self, caller: &Caller, asked: Asked) -> Told {
-        let rights = self.access.rights(caller);
+        let rights = self.access.rights(caller, Instant::now());
         let Self {
             app,
             audit,
@@ -615,6 +615,14 @@ async fn only_the_providers_of_the_rule_are_given() {
         .get(&root(), "/v1/credentials?to=+14155550100")
         .await
         .json();
+    let one = node()
+        .get(&root(), "/v1/credentials?to=+14155550100&provider=other")
+        .await;
+    assert_eq!(
+        one.json()["credentials"],
+        serde_json::json!({}),
+        "only the one asked for"
+    );
     let known: Vec<String> = all["credentials"]
         .as_object()
         .unwrap()
@@ -740,4 +748,28 @@ async fn metrics_are_prometheus_text() {
         "{}",
         told.body
     );
+}
+
+#[tokio::test]
+async fn who_asks_too_often_is_told_to_wait_and_counted_and_can_still_ask_for_health() {
+    let rate = json!([
+        {"user": "7", "allow": ["config"], "rate": "1/m"},
+        {"user": "8", "allow": ["config"]},
+    ]);
+    let node = node_with(rules(rate), true);
+    let (flooder, other) = (unix(7, 7), unix(8, 8));
+    let target = "/v1/lookup?to=%2B14155550100";
+    node.get(&flooder, target).await;
+    let told = node.get(&flooder, target).await;
+    assert_eq!(told.status(), is(503, "overloaded"));
+    let wait: u64 = told.header("retry-after").unwrap().parse().unwrap();
+    assert!((50..=60).contains(&wait), "{wait}");
+    assert_eq!(told.headers.get_all("retry-after").iter().count(), 1);
+    assert_eq!(node.app.metrics.lookups.get(Outcome::Overloaded), 1);
+    assert_eq!(node.get(&flooder, "/v1/nowhere").await.code, 503);
+    assert_eq!(node.get(&flooder, "/metrics").await.code, 503);
+    assert_eq!(node.get(&flooder, "/healthz").await.code, 200);
+    assert_eq!(node.get(&flooder, "/readyz").await.code, 200);
+    assert_ne!(node.get(&other, target).await.status(), is(503, "overloaded"));
+    assert_ne!(node.get(&Caller::Tcp, target).await.status(), is(503, "overloaded"));
 }
