@@ -20,16 +20,16 @@ const QUICK: &str = "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '5
 const BY_PASSWORD: &str = "hostssl all all 127.0.0.1/32 scram-sha-256";
 
 /// Who signs.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// What a server shows, PEM.
-struct Shown {
+pub(crate) struct Shown {
     certificate: String,
     key: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self::signing_by(name, &rcgen::PKCS_ECDSA_P256_SHA256)
     }
 
@@ -51,7 +51,7 @@ impl Authority {
     }
 
     /// A certificate for the address that the tests connect to.
-    fn for_loopback(&self) -> Shown {
+    pub(crate) fn for_loopback(&self) -> Shown {
         self.sign(&params("127.0.0.1"))
     }
 }
@@ -60,7 +60,8 @@ fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).unwrap()
 }
 
-fn options(shown: &Shown) -> Options {
+/// A cluster that shows it.
+pub(crate) fn options(shown: &Shown) -> Options {
     Options::default().tcp().tls(&shown.certificate, &shown.key)
 }
 
@@ -73,12 +74,12 @@ fn url(user: &str, port: u16, database: &str, query: &str) -> String {
     format!("postgres://{user}@127.0.0.1:{port}/{database}{query}")
 }
 
-/// A node's settings, its authority and the URL in files beside them: a URL with a password may stand nowhere else.
-fn settle(node: &Node, authority: Option<&Authority>, url: &str) {
+/// A node's settings with `more` appended, its authority and the URL in files beside them: a URL with a password may stand nowhere else.
+pub(crate) fn settle(node: &Node, authority: Option<&Authority>, url: &str, more: &str) {
     let (address, ca) = (node.path("postgres.url"), node.path("ca.pem"));
     fs::write(&address, url).unwrap();
     fs::set_permissions(&address, fs::Permissions::from_mode(0o600)).unwrap();
-    let mut more = format!("{QUICK}\npostgres.url_file = '{}'", address.display());
+    let mut more = format!("{more}\npostgres.url_file = '{}'", address.display());
     if let Some(authority) = authority {
         fs::write(&ca, authority.pem()).unwrap();
         more += &format!("\npostgres.tls_ca = '{}'", ca.display());
@@ -89,7 +90,7 @@ fn settle(node: &Node, authority: Option<&Authority>, url: &str) {
 /// A node that is not started.
 fn node_trusting(authority: &Authority, url: &str) -> Node {
     let node = Node::prepare("", QUICK);
-    settle(&node, Some(authority), url);
+    settle(&node, Some(authority), url, QUICK);
     node
 }
 
@@ -199,7 +200,7 @@ async fn where_the_certificate_allows_no_channel_binding_requiring_it_fails_and_
         found(&check(&node), "problem", "feed", &words);
         node.stop();
         // Not required, the password is still proved without being told.
-        settle(&node, Some(&authority), &url(&user, cluster.port(), db.name(), ""));
+        settle(&node, Some(&authority), &url(&user, cluster.port(), db.name(), ""), QUICK);
         node.start();
         node.synced().await;
     }
@@ -230,7 +231,7 @@ async fn a_server_without_tls_gets_no_password_unless_the_url_disables_tls() {
     let heard = proxy.heard();
     assert!(!heard.is_empty() && heard.chunks(8).all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]), "{heard:?}");
 
-    settle(&node, None, &url(&user, proxy.port, db.name(), "?sslmode=disable"));
+    settle(&node, None, &url(&user, proxy.port, db.name(), "?sslmode=disable"), QUICK);
     node.start();
     node.synced().await;
     found(&check(&node), "ok", "TLS", &["off, and nothing leaves this host"]);
@@ -366,13 +367,13 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     ];
     for (wrong, words) in cases {
         node.stop();
-        settle(&node, Some(&authority), &wrong);
+        settle(&node, Some(&authority), &wrong, QUICK);
         node.start();
         node.answering().await;
         told(&node, words).await;
     }
     node.stop();
-    settle(&node, Some(&authority), &right);
+    settle(&node, Some(&authority), &right, QUICK);
     node.start();
     node.answering().await;
     node.level().await;

@@ -274,7 +274,8 @@ async fn rows_read_from_a_standby_are_as_old_as_what_it_has_replayed() {
     node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
     let there = standby.open(db.name()).await;
     there.sql("select pg_wal_replay_pause()").await;
-    until("replay stands still", async || there.value::<String>("select pg_get_wal_replay_pause_state()").await == "paused").await;
+    let still = if primary.major() >= 14 { "select pg_get_wal_replay_pause_state() = 'paused'" } else { "select pg_is_wal_replay_paused()" };
+    until("replay stands still", async || there.value::<bool>(still).await).await;
     db.sql(&relabel("not replayed")).await;
     let stale = node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
     assert_eq!(stale.text("/label"), "replayed 4");
