@@ -363,42 +363,40 @@ fn in_force(
     daemon: u32,
     socket_group: Option<u32>,
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
-        if rules.is_empty() {
-            let all = [Right::Config, Right::Credentials];
-            let mut rules = vec![
-                Rule::everything(Who::User(0), &all),
-                Rule::everything(Who::User(daemon), &all),
-            ];
-            rules.extend(
-                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
-            );
-            return Ok(rules.into_iter().map(Arc::new).collect());
-        }
-        let mut known = Vec::with_capacity(rules.len());
-        let mut problems = Vec::new();
-        for (index, rule) in rules.iter().enumerate() {
-            match who(rule, names) {
-                Ok(who) => known.push(Arc::new(Rule {
-                    who,
-                    allow: rule.allow.iter().copied().collect(),
-                    tenants: rule.tenants.iter().cloned().collect(),
-                    providers: rule.providers.iter().cloned().collect(),
-                    rate: rule.rate,
-                })),
-                Err(what) => {
-                    problems.push(Problem {
-                        place: String::new(),
-                        key: format!("access.{index}"),
-                        what,
-                    });
-                }
+    if rules.is_empty() {
+        let all = [Right::Config, Right::Credentials];
+        let mut rules = vec![
+            Rule::everything(Who::User(0), &all),
+            Rule::everything(Who::User(daemon), &all),
+        ];
+        rules.extend(socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])));
+        return Ok(rules.into_iter().map(Arc::new).collect());
+    }
+    let mut known = Vec::with_capacity(rules.len());
+    let mut problems = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        match who(rule, names) {
+            Ok(who) => known.push(Arc::new(Rule {
+                who,
+                allow: rule.allow.iter().copied().collect(),
+                tenants: rule.tenants.iter().cloned().collect(),
+                providers: rule.providers.iter().cloned().collect(),
+                rate: rule.rate,
+            })),
+            Err(what) => {
+                problems.push(Problem {
+                    place: String::new(),
+                    key: format!("access.{index}"),
+                    what,
+                });
             }
         }
-        if problems.is_empty() {
-            Ok(known)
-        } else {
-            Err(problems)
-        }
+    }
+    if problems.is_empty() {
+        Ok(known)
+    } else {
+        Err(problems)
+    }
 }
 
 fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
@@ -620,7 +618,11 @@ mod tests {
         let access = access(&[serde_json::json!({"user": "asterisk", "allow": ["config"]})]);
         assert!(!access.rights(&unix(0, 0, &[]), Instant::now()).any());
         assert!(!access.rights(&unix(500, 600, &[600]), Instant::now()).any());
-        assert!(access.rights(&unix(110, 115, &[]), Instant::now()).config(&acme()));
+        assert!(
+            access
+                .rights(&unix(110, 115, &[]), Instant::now())
+                .config(&acme())
+        );
     }
 
     #[test]
@@ -659,7 +661,9 @@ mod tests {
                 && rights.credentials(&other()).has("google")
         );
         assert_eq!(
-            access.rights(&unix(110, 1, &[]), Instant::now()).credentials(&acme()),
+            access
+                .rights(&unix(110, 1, &[]), Instant::now())
+                .credentials(&acme()),
             Providers::None
         );
     }
@@ -733,7 +737,10 @@ mod tests {
         assert_eq!(bucket.take(pace, start + 100 * MS), Ok(()));
         assert_eq!(bucket.take(pace, start + 100 * MS), Err(100 * MS));
         let later = start + Duration::from_secs(3600);
-        assert_eq!((0..9).filter(|_| bucket.take(pace, later).is_ok()).count(), 3);
+        assert_eq!(
+            (0..9).filter(|_| bucket.take(pace, later).is_ok()).count(),
+            3
+        );
     }
 
     proptest::proptest! {
@@ -803,8 +810,9 @@ mod tests {
 
     #[test]
     fn all_connections_of_a_user_share_its_rate_and_all_of_tcp_one() {
-        let access = access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
-            .with_tcp_rate("4/s".parse().unwrap());
+        let access =
+            access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
+                .with_tcp_rate("4/s".parse().unwrap());
         let now = Instant::now();
         let passed = |caller: &Caller| {
             (0..9)
@@ -833,7 +841,10 @@ mod tests {
         assert_eq!(pace(1, &[9, 8]), None);
         assert_eq!(pace(2, &[7]), Pace::of(Rate::DEFAULT));
         assert_eq!(
-            defaults().rights(&unix(0, 0, &[]), Instant::now()).limit.map(|limit| limit.pace),
+            defaults()
+                .rights(&unix(0, 0, &[]), Instant::now())
+                .limit
+                .map(|limit| limit.pace),
             Pace::of(Rate::DEFAULT)
         );
     }

@@ -397,13 +397,23 @@ mod size {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
-        let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+        let units = [
+            (1_u64 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+            (1, "B"),
+        ];
         let bytes = size.as_u64();
         let exact = |(unit, name): (u64, &str)| {
             let whole = bytes.checked_div(unit).filter(|whole| *whole > 0)?;
             (whole.checked_mul(unit) == Some(bytes)).then(|| format!("{whole}{name}"))
         };
-        to.serialize_str(&units.into_iter().find_map(exact).unwrap_or_else(|| format!("{bytes}B")))
+        to.serialize_str(
+            &units
+                .into_iter()
+                .find_map(exact)
+                .unwrap_or_else(|| format!("{bytes}B")),
+        )
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {

@@ -45,7 +45,12 @@ async fn counted(node: &Node, table: &str, reason: &str) -> f64 {
 /// The bad rows of a node: those that metrics count, and those that `status` names, as `table reason key`.
 async fn bad_rows(node: &Node) -> Vec<String> {
     // Answers change a moment before the bad rows are told: what the feed does next comes after both.
-    node.admin("POST", "/v1/admin/refresh", r#"{"scope":"all","wait":true}"#).await;
+    node.admin(
+        "POST",
+        "/v1/admin/refresh",
+        r#"{"scope":"all","wait":true}"#,
+    )
+    .await;
     let metrics = node.get("/metrics").await.body;
     let counts = metrics.lines().filter_map(|line| {
         line.strip_prefix("sidetone_quarantined_rows{")?
