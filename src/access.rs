@@ -528,6 +528,7 @@ pub fn groups_in_status(status: &str, uid: u32, gid: u32) -> Option<Vec<u32>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests may do sums")]
 mod tests {
     use super::*;
 
