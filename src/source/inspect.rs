@@ -192,9 +192,10 @@ pub async fn inspect(conn: &mut PgConnection) -> Result<Inspection, sqlx::Error>
 }
 
 async fn feed(conn: &mut PgConnection) -> Result<Option<Feed>, sqlx::Error> {
-    let there = sqlx::query_scalar!(r#"select to_regnamespace('sidetone') is not null as "there!""#)
-        .fetch_one(&mut *conn)
-        .await?;
+    let there =
+        sqlx::query_scalar!(r#"select to_regnamespace('sidetone') is not null as "there!""#)
+            .fetch_one(&mut *conn)
+            .await?;
     if !there {
         return Ok(None);
     }

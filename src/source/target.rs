@@ -95,14 +95,21 @@ impl Target {
     /// # Errors
     /// [`TargetError`], which never repeats the URL.
     pub fn new(settings: &PostgresConfig, node: &str) -> Result<Self, TargetError> {
-        Self::from_url(&read_url(&settings.url, &settings.url_file)?, settings, node)
+        Self::from_url(
+            &read_url(&settings.url, &settings.url_file)?,
+            settings,
+            node,
+        )
     }
 
     /// Reads `postgres.read_url` or `postgres.read_url_file`; `None` where neither is set.
     ///
     /// # Errors
     /// [`TargetError`], which never repeats the URL.
-    pub fn to_read_from(settings: &PostgresConfig, node: &str) -> Result<Option<Self>, TargetError> {
+    pub fn to_read_from(
+        settings: &PostgresConfig,
+        node: &str,
+    ) -> Result<Option<Self>, TargetError> {
         if settings.read_url.is_empty() && settings.read_url_file.as_os_str().is_empty() {
             return Ok(None);
         }
@@ -124,8 +131,8 @@ impl Target {
             return Err(TargetError::Missing);
         }
         let (url, asked) = without_ssl_mode(url)?;
-        let mut config = tokio_postgres::Config::from_str(&url)
-            .map_err(|err| TargetError::Url(reason(&err)))?;
+        let mut config =
+            tokio_postgres::Config::from_str(&url).map_err(|err| TargetError::Url(reason(&err)))?;
         if config.get_hosts().is_empty() {
             return Err(TargetError::Url("no host".to_owned()));
         }
@@ -248,7 +255,10 @@ fn read_url(url: &str, file: &Path) -> Result<SecretString, TargetError> {
     }
     std::fs::read_to_string(file)
         .map(SecretString::from)
-        .map_err(|source| TargetError::File { path: file.to_path_buf(), source })
+        .map_err(|source| TargetError::File {
+            path: file.to_path_buf(),
+            source,
+        })
 }
 
 /// What the URL says about TLS.
@@ -267,7 +277,9 @@ fn without_ssl_mode(url: &str) -> Result<(String, Asked), TargetError> {
         ));
     }
     // The password ends at the first; what follows would be taken for a host, and told.
-    let place = url.split_once('@').and_then(|(_, place)| place.split('?').next());
+    let place = url
+        .split_once('@')
+        .and_then(|(_, place)| place.split('?').next());
     if place.is_some_and(|place| place.contains('@')) {
         return Err(TargetError::Url(
             "it holds more than one @; write %40 for one in the password".to_owned(),
@@ -450,7 +462,9 @@ fn refusal(code: &str, message: &str) -> String {
         }
         "3D000" => "; correct the name of the database in the URL, or make the database",
         "42501" => "; grant connect on the database to the role",
-        "53300" => "; close other connections, or raise max_connections or the role's connection limit",
+        "53300" => {
+            "; close other connections, or raise max_connections or the role's connection limit"
+        }
         "57P03" => "; wait: the server is starting or stopping",
         _ => "",
     };
@@ -464,7 +478,10 @@ fn tls_error<'a>(err: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustl
         if let Some(tls) = err.downcast_ref() {
             return Some(tls);
         }
-        next = match err.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        next = match err
+            .downcast_ref::<std::io::Error>()
+            .and_then(std::io::Error::get_ref)
+        {
             Some(held) => Some(held),
             None => err.source(),
         };
@@ -655,7 +672,10 @@ mod tests {
             not_after: at(1_600_000_000),
         });
         assert!(expired.contains("expired on 2020-09-13") && expired.contains("renew"));
-        assert!(!expired.contains("1700000000"), "differs at every try: {expired}");
+        assert!(
+            !expired.contains("1700000000"),
+            "differs at every try: {expired}"
+        );
         let early = of_certificate(Wrong::NotValidYetContext {
             time: at(0),
             not_before: at(1_600_000_000),
@@ -670,8 +690,14 @@ mod tests {
                 "d".into(),
             ],
         });
-        assert!(named.contains("not for db.example but for [31mxxx"), "{named}");
-        assert!(named.contains("b, c, others") && named.len() < 400, "{named}");
+        assert!(
+            named.contains("not for db.example but for [31mxxx"),
+            "{named}"
+        );
+        assert!(
+            named.contains("b, c, others") && named.len() < 400,
+            "{named}"
+        );
         assert!(!named.contains('\u{1b}'));
         for unknown in [Wrong::UnknownIssuer, Wrong::BadSignature] {
             assert!(of_certificate(unknown).contains("set postgres.tls_ca"));
@@ -682,19 +708,42 @@ mod tests {
     #[test]
     fn a_refusal_keeps_the_words_of_postgres_and_adds_what_to_do() {
         for (code, message, hint) in [
-            ("28P01", "password authentication failed for user \"u\"", "correct user and password"),
+            (
+                "28P01",
+                "password authentication failed for user \"u\"",
+                "correct user and password",
+            ),
             ("28000", "role \"u\" does not exist", "roles.sql"),
-            ("28000", "no pg_hba.conf entry for host \"10.0.0.1\"", "hostssl"),
+            (
+                "28000",
+                "no pg_hba.conf entry for host \"10.0.0.1\"",
+                "hostssl",
+            ),
             ("28000", "role \"u\" is not permitted to log in", "login"),
-            ("3D000", "database \"x\" does not exist", "name of the database"),
-            ("42501", "permission denied for database \"x\"", "grant connect"),
-            ("53300", "too many connections for role \"u\"", "max_connections"),
+            (
+                "3D000",
+                "database \"x\" does not exist",
+                "name of the database",
+            ),
+            (
+                "42501",
+                "permission denied for database \"x\"",
+                "grant connect",
+            ),
+            (
+                "53300",
+                "too many connections for role \"u\"",
+                "max_connections",
+            ),
             ("57P03", "the database system is starting up", "wait"),
         ] {
             let err = failure("db", &std::fmt::Error, Some((code, message)));
             assert!(matches!(err, SourceError::Rejected { .. }));
             let text = err.to_string();
-            assert!(text.contains(message) && text.contains(code) && text.contains(hint), "{text}");
+            assert!(
+                text.contains(message) && text.contains(code) && text.contains(hint),
+                "{text}"
+            );
         }
     }
 
@@ -702,7 +751,10 @@ mod tests {
     fn a_server_without_tls_is_told_apart_from_one_that_is_not_reached() {
         let stripped = std::io::Error::other("server does not support TLS");
         let text = failure("db", &stripped, None).to_string();
-        assert!(text.contains("no trusted connection to db") && text.contains("sslmode=disable"), "{text}");
+        assert!(
+            text.contains("no trusted connection to db") && text.contains("sslmode=disable"),
+            "{text}"
+        );
         let refused = std::io::Error::other("Connection refused");
         let text = failure("db", &refused, None).to_string();
         assert_eq!(text, "cannot connect to db: Connection refused");

@@ -212,9 +212,7 @@ impl Cluster {
                 .arg(standby.data())
                 .output()
                 .unwrap();
-            admin
-                .value(&format!("select labelfile from {end}"))
-                .await
+            admin.value(&format!("select labelfile from {end}")).await
         });
         let wal = fs::read_dir(standby.data().join("pg_wal")).unwrap();
         for entry in wal.flatten().filter(|entry| entry.path().is_file()) {
@@ -236,9 +234,13 @@ impl Cluster {
         let major = version
             .split(|c: char| !c.is_ascii_digit())
             .find_map(|digits| digits.parse::<u32>().ok());
-        major
-            .is_none_or(|major| major < self.major())
-            .then(|| format!("{} reads no server of version {}", version.trim(), self.major()))
+        major.is_none_or(|major| major < self.major()).then(|| {
+            format!(
+                "{} reads no server of version {}",
+                version.trim(),
+                self.major()
+            )
+        })
     }
 
     fn stopped(options: Options) -> Self {

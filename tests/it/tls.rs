@@ -7,7 +7,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SignatureAlgorithm, date_time_ymd,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair,
+    SignatureAlgorithm, date_time_ymd,
 };
 use serde_json::{Value, json};
 
@@ -16,7 +17,8 @@ use crate::node::{ACME, Node, SECRET, until};
 use crate::proxy::{Proxy, Weather};
 
 const PASSWORD: &str = "canary-pw-81f3";
-const QUICK: &str = "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '500ms'\nfeed.stale_after = '900ms'";
+const QUICK: &str =
+    "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '500ms'\nfeed.stale_after = '900ms'";
 const BY_PASSWORD: &str = "hostssl all all 127.0.0.1/32 scram-sha-256";
 
 /// Who signs.
@@ -37,7 +39,10 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate_for(algorithm).unwrap()).unwrap())
+        Self(
+            CertifiedIssuer::self_signed(params, KeyPair::generate_for(algorithm).unwrap())
+                .unwrap(),
+        )
     }
 
     fn pem(&self) -> String {
@@ -47,7 +52,10 @@ impl Authority {
     fn sign(&self, params: &CertificateParams) -> Shown {
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.0).unwrap();
-        Shown { certificate: certificate.pem(), key: key.serialize_pem() }
+        Shown {
+            certificate: certificate.pem(),
+            key: key.serialize_pem(),
+        }
     }
 
     /// A certificate for the address that the tests connect to.
@@ -67,7 +75,10 @@ pub(crate) fn options(shown: &Shown) -> Options {
 
 /// The role's password, kept as SCRAM.
 async fn set_password(db: &Db<'_>) {
-    db.sql(&format!("set password_encryption = 'scram-sha-256'; alter role sidetone password '{PASSWORD}'")).await;
+    db.sql(&format!(
+        "set password_encryption = 'scram-sha-256'; alter role sidetone password '{PASSWORD}'"
+    ))
+    .await;
 }
 
 fn url(user: &str, port: u16, database: &str, query: &str) -> String {
@@ -97,26 +108,44 @@ fn node_trusting(authority: &Authority, url: &str) -> Node {
 async fn last_error(node: &Node) -> String {
     let status = node.admin("GET", "/v1/admin/status", "").await;
     assert!(!status.body.contains(PASSWORD), "{}", status.body);
-    status.json().pointer("/feed/last_error/text").and_then(Value::as_str).unwrap_or_default().to_owned()
+    status
+        .json()
+        .pointer("/feed/last_error/text")
+        .and_then(Value::as_str)
+        .unwrap_or_default()
+        .to_owned()
 }
 
 /// What `check` found: level, subject, and finding and remedy in one.
 fn check(node: &Node) -> Vec<(String, String, String)> {
     let output = node.cli(&["check", "--json"]);
-    let all = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let all = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(!all.contains(PASSWORD), "{all}");
-    let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {all}"));
+    let report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|err| panic!("{err}: {all}"));
     let text = |finding: &Value, name: &str| finding[name].as_str().unwrap().to_owned();
     let findings = report["checks"].as_array().unwrap().iter();
     findings
-        .map(|f| (text(f, "level"), text(f, "subject"), format!("{}; {}", text(f, "found"), text(f, "remedy"))))
+        .map(|f| {
+            (
+                text(f, "level"),
+                text(f, "subject"),
+                format!("{}; {}", text(f, "found"), text(f, "remedy")),
+            )
+        })
         .collect()
 }
 
 #[track_caller]
 fn found(findings: &[(String, String, String)], level: &str, subject: &str, words: &[&str]) {
     assert!(
-        findings.iter().any(|(l, s, text)| l == level && s == subject && words.iter().all(|word| text.contains(word))),
+        findings.iter().any(|(l, s, text)| l == level
+            && s == subject
+            && words.iter().all(|word| text.contains(word))),
         "no {level} {subject} with {words:?} in {findings:#?}"
     );
 }
@@ -130,7 +159,9 @@ async fn told(node: &Node, words: &[&str]) {
     })
     .await;
     found(&check(node), "problem", "postgres.url_file", words);
-    let answer = node.get(&format!("/v1/lookup?to={ACME}&credentials=true")).await;
+    let answer = node
+        .get(&format!("/v1/lookup?to={ACME}&credentials=true"))
+        .await;
     assert_eq!(answer.status, 200, "{answer:?}");
     assert!(!node.log().contains(PASSWORD));
 }
@@ -143,10 +174,16 @@ async fn with_an_authority_of_its_own_the_feed_follows_encrypted_and_check_says_
     set_password(&db).await;
     // Once as it stands by itself, once asked for by name.
     for query in ["", "?sslmode=verify-full"] {
-        let url = url(&format!("sidetone:{PASSWORD}"), cluster.port(), db.name(), query);
+        let url = url(
+            &format!("sidetone:{PASSWORD}"),
+            cluster.port(),
+            db.name(),
+            query,
+        );
         let mut node = node_trusting(&authority, &url);
         if query.is_empty() {
-            db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
+            db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+                .await;
         }
         node.start();
         node.synced().await;
@@ -157,13 +194,22 @@ async fn with_an_authority_of_its_own_the_feed_follows_encrypted_and_check_says_
             )
             .await;
         assert_eq!(plain, 0);
-        db.sql("update public.tenant_phone_numbers set label = 'over TLS' where e164 = '+14155550100'").await;
-        node.until(&format!("/v1/lookup/label?to={ACME}"), |reply| reply.body == "over TLS").await;
+        db.sql(
+            "update public.tenant_phone_numbers set label = 'over TLS' where e164 = '+14155550100'",
+        )
+        .await;
+        node.until(&format!("/v1/lookup/label?to={ACME}"), |reply| {
+            reply.body == "over TLS"
+        })
+        .await;
         let findings = check(&node);
         found(&findings, "ok", "TLS", &["encrypted, server verified"]);
         found(&findings, "ok", "feed", &["hears doorbells"]);
         assert!(!node.log().contains(PASSWORD));
-        db.sql("update public.tenant_phone_numbers set label = 'again' where e164 = '+14155550100'").await;
+        db.sql(
+            "update public.tenant_phone_numbers set label = 'again' where e164 = '+14155550100'",
+        )
+        .await;
     }
 }
 
@@ -173,7 +219,12 @@ async fn channel_binding_can_be_required_where_the_certificate_allows_it() {
     let cluster = Cluster::own(options(&authority.for_loopback()).hba(BY_PASSWORD));
     let db = cluster.database().await;
     set_password(&db).await;
-    let url = url(&format!("sidetone:{PASSWORD}"), cluster.port(), db.name(), "?channel_binding=require");
+    let url = url(
+        &format!("sidetone:{PASSWORD}"),
+        cluster.port(),
+        db.name(),
+        "?channel_binding=require",
+    );
     let mut node = node_trusting(&authority, &url);
     node.start();
     node.synced().await;
@@ -182,13 +233,19 @@ async fn channel_binding_can_be_required_where_the_certificate_allows_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_certificate_allows_no_channel_binding_requiring_it_fails_and_says_why() {
-    for (name, algorithm) in [("ed25519", &rcgen::PKCS_ED25519), ("ecdsa-sha512", &rcgen::PKCS_ECDSA_P521_SHA512)] {
+    for (name, algorithm) in [
+        ("ed25519", &rcgen::PKCS_ED25519),
+        ("ecdsa-sha512", &rcgen::PKCS_ECDSA_P521_SHA512),
+    ] {
         let authority = Authority::signing_by(name, algorithm);
         let cluster = Cluster::own(options(&authority.for_loopback()).hba(BY_PASSWORD));
         let db = cluster.database().await;
         set_password(&db).await;
         let user = format!("sidetone:{PASSWORD}");
-        let mut node = node_trusting(&authority, &url(&user, cluster.port(), db.name(), "?channel_binding=require"));
+        let mut node = node_trusting(
+            &authority,
+            &url(&user, cluster.port(), db.name(), "?channel_binding=require"),
+        );
         node.start();
         node.answering().await;
         let words = ["channel_binding=require", "Ed25519", "SHA-512"];
@@ -200,7 +257,12 @@ async fn where_the_certificate_allows_no_channel_binding_requiring_it_fails_and_
         found(&check(&node), "problem", "feed", &words);
         node.stop();
         // Not required, the password is still proved without being told.
-        settle(&node, Some(&authority), &url(&user, cluster.port(), db.name(), ""), QUICK);
+        settle(
+            &node,
+            Some(&authority),
+            &url(&user, cluster.port(), db.name(), ""),
+            QUICK,
+        );
         node.start();
         node.synced().await;
     }
@@ -209,7 +271,11 @@ async fn where_the_certificate_allows_no_channel_binding_requiring_it_fails_and_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_tls_gets_no_password_unless_the_url_disables_tls() {
     // Method `password`: whoever speaks in the clear shows it in the clear.
-    let cluster = Cluster::own(Options::default().tcp().hba("host all all 127.0.0.1/32 password"));
+    let cluster = Cluster::own(
+        Options::default()
+            .tcp()
+            .hba("host all all 127.0.0.1/32 password"),
+    );
     let db = cluster.database().await;
     set_password(&db).await;
     let proxy = Proxy::before(cluster.port()).await;
@@ -229,21 +295,53 @@ async fn a_server_without_tls_gets_no_password_unless_the_url_disables_tls() {
     assert_eq!(node.get(&format!("/v1/lookup?to={ACME}")).await.status, 503);
     node.stop();
     let heard = proxy.heard();
-    assert!(!heard.is_empty() && heard.chunks(8).all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]), "{heard:?}");
+    assert!(
+        !heard.is_empty()
+            && heard
+                .chunks(8)
+                .all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]),
+        "{heard:?}"
+    );
 
-    settle(&node, None, &url(&user, proxy.port, db.name(), "?sslmode=disable"), QUICK);
+    settle(
+        &node,
+        None,
+        &url(&user, proxy.port, db.name(), "?sslmode=disable"),
+        QUICK,
+    );
     node.start();
     node.synced().await;
-    found(&check(&node), "ok", "TLS", &["off, and nothing leaves this host"]);
+    found(
+        &check(&node),
+        "ok",
+        "TLS",
+        &["off, and nothing leaves this host"],
+    );
     let heard = proxy.heard();
-    assert!(heard.windows(PASSWORD.len()).any(|said| said == PASSWORD.as_bytes()), "the proxy hears no password at all");
+    assert!(
+        heard
+            .windows(PASSWORD.len())
+            .any(|said| said == PASSWORD.as_bytes()),
+        "the proxy hears no password at all"
+    );
 }
 
 #[test]
 fn plaintext_that_leaves_the_host_is_warned_of() {
-    let node = Node::prepare("postgres://sidetone@192.0.2.1/x?sslmode=disable", "postgres.connect_timeout = '200ms'");
-    found(&check(&node), "warning", "TLS", &["in the clear", "remove sslmode=disable"]);
-    for quiet in ["postgres://sidetone@%2Fnowhere/x", "postgres://sidetone@127.0.0.1:1/x?sslmode=disable"] {
+    let node = Node::prepare(
+        "postgres://sidetone@192.0.2.1/x?sslmode=disable",
+        "postgres.connect_timeout = '200ms'",
+    );
+    found(
+        &check(&node),
+        "warning",
+        "TLS",
+        &["in the clear", "remove sslmode=disable"],
+    );
+    for quiet in [
+        "postgres://sidetone@%2Fnowhere/x",
+        "postgres://sidetone@127.0.0.1:1/x?sslmode=disable",
+    ] {
         node.configure(quiet, "postgres.connect_timeout = '200ms'");
         found(&check(&node), "ok", "TLS", &["nothing leaves this host"]);
     }
@@ -253,31 +351,65 @@ fn plaintext_that_leaves_the_host_is_warned_of() {
 async fn a_wrong_certificate_ends_the_link_is_told_and_stops_no_answer() {
     let authority = Authority::new("right");
     let right = authority.for_loopback();
-    let cluster = Cluster::own(options(&right).hba("hostssl all all 127.0.0.1/32 password").set("log_connections", "on"));
+    let cluster = Cluster::own(
+        options(&right)
+            .hba("hostssl all all 127.0.0.1/32 password")
+            .set("log_connections", "on"),
+    );
     let db = cluster.database().await;
     set_password(&db).await;
     let proxy = Proxy::before(cluster.port()).await;
-    let mut node = node_trusting(&authority, &url(&format!("sidetone:{PASSWORD}"), proxy.port, db.name(), ""));
-    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
+    let mut node = node_trusting(
+        &authority,
+        &url(&format!("sidetone:{PASSWORD}"), proxy.port, db.name(), ""),
+    );
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+        .await;
     node.start();
     node.synced().await;
 
     let mut expired = params("127.0.0.1");
-    (expired.not_before, expired.not_after) = (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 2, 3));
+    (expired.not_before, expired.not_after) =
+        (date_time_ymd(2019, 1, 1), date_time_ymd(2020, 2, 3));
     let mut early = params("127.0.0.1");
     early.not_before = date_time_ymd(2190, 4, 5);
     let itself = KeyPair::generate().unwrap();
-    let itself = Shown { certificate: params("127.0.0.1").self_signed(&itself).unwrap().pem(), key: itself.serialize_pem() };
+    let itself = Shown {
+        certificate: params("127.0.0.1").self_signed(&itself).unwrap().pem(),
+        key: itself.serialize_pem(),
+    };
     let own_key = KeyPair::generate().unwrap();
     let mut own = params("127.0.0.1");
     own.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let own = Shown { certificate: own.self_signed(&own_key).unwrap().pem(), key: own_key.serialize_pem() };
+    let own = Shown {
+        certificate: own.self_signed(&own_key).unwrap().pem(),
+        key: own_key.serialize_pem(),
+    };
     let cases: [(Shown, &[&str]); 7] = [
-        (authority.sign(&expired), &["expired on 2020-02-03", "renew it"]),
-        (authority.sign(&early), &["not valid before 2190-04-05", "clock"]),
-        (authority.sign(&params("other.example")), &["not for 127.0.0.1 but for", "other.example", "connect by a name it holds"]),
-        (Authority::new("another").for_loopback(), &["no authority known here", "set postgres.tls_ca"]),
-        (Authority::new("right").for_loopback(), &["no authority known here", "set postgres.tls_ca"]),
+        (
+            authority.sign(&expired),
+            &["expired on 2020-02-03", "renew it"],
+        ),
+        (
+            authority.sign(&early),
+            &["not valid before 2190-04-05", "clock"],
+        ),
+        (
+            authority.sign(&params("other.example")),
+            &[
+                "not for 127.0.0.1 but for",
+                "other.example",
+                "connect by a name it holds",
+            ],
+        ),
+        (
+            Authority::new("another").for_loopback(),
+            &["no authority known here", "set postgres.tls_ca"],
+        ),
+        (
+            Authority::new("right").for_loopback(),
+            &["no authority known here", "set postgres.tls_ca"],
+        ),
         (itself, &["no authority known here", "set postgres.tls_ca"]),
         (own, &["an authority's own", "set postgres.tls_ca"]),
     ];
@@ -294,7 +426,10 @@ async fn a_wrong_certificate_ends_the_link_is_told_and_stops_no_answer() {
         told(&node, words).await;
         // Neither client went on to who it is.
         let log = cluster.log()[said..].to_owned();
-        assert!(!log.contains("connection authorized: user=sidetone"), "{words:?}: {log}");
+        assert!(
+            !log.contains("connection authorized: user=sidetone"),
+            "{words:?}: {log}"
+        );
         if wrong == 0 {
             cluster.present(&right.certificate, &right.key).await;
             node.level().await;
@@ -306,43 +441,81 @@ async fn a_wrong_certificate_ends_the_link_is_told_and_stops_no_answer() {
     node.answering().await;
     node.level().await;
     // The same failure told twice would be two lines.
-    let lines = node.log().lines().filter(|line| line.contains("expired on 2020") && line.contains("WARN")).count();
+    let lines = node
+        .log()
+        .lines()
+        .filter(|line| line.contains("expired on 2020") && line.contains("WARN"))
+        .count();
     assert_eq!(lines, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_never_synchronised_reads_nothing_through_an_untrusted_link() {
-    let cluster = Cluster::own(options(&Authority::new("theirs").for_loopback()).set("log_connections", "on"));
+    let cluster = Cluster::own(
+        options(&Authority::new("theirs").for_loopback()).set("log_connections", "on"),
+    );
     let db = cluster.database().await;
     db.load_example().await;
-    let mut node = node_trusting(&Authority::new("ours"), &url("sidetone", cluster.port(), db.name(), ""));
+    let mut node = node_trusting(
+        &Authority::new("ours"),
+        &url("sidetone", cluster.port(), db.name(), ""),
+    );
     node.start();
     node.answering().await;
     let answer = node.get(&format!("/v1/lookup?to={ACME}")).await;
     assert_eq!(answer.status, 503, "{answer:?}");
-    until("both clients were sent away", async || cluster.log().matches("unknown ca").count() >= 2).await;
-    assert!(!cluster.log().contains("user=sidetone"), "{}", cluster.log());
+    until("both clients were sent away", async || {
+        cluster.log().matches("unknown ca").count() >= 2
+    })
+    .await;
+    assert!(
+        !cluster.log().contains("user=sidetone"),
+        "{}",
+        cluster.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tls_taken_away_in_between_ends_the_link_before_anything_is_said() {
     let authority = Authority::new("stripped");
     // The server would take plaintext: only the node can refuse.
-    let cluster = Cluster::own(options(&authority.for_loopback()).hba("host all all 127.0.0.1/32 password"));
+    let cluster =
+        Cluster::own(options(&authority.for_loopback()).hba("host all all 127.0.0.1/32 password"));
     let db = cluster.database().await;
     set_password(&db).await;
     let proxy = Proxy::before(cluster.port()).await;
-    let mut node = node_trusting(&authority, &url(&format!("sidetone:{PASSWORD}"), proxy.port, db.name(), ""));
-    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
+    let mut node = node_trusting(
+        &authority,
+        &url(&format!("sidetone:{PASSWORD}"), proxy.port, db.name(), ""),
+    );
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+        .await;
     node.start();
     node.synced().await;
     proxy.cut().await;
     proxy.set(Weather::StripTls);
-    until("the old connections are gone", async || last_error(&node).await.contains("TLS")).await;
+    until("the old connections are gone", async || {
+        last_error(&node).await.contains("TLS")
+    })
+    .await;
     proxy.heard();
-    told(&node, &["does not support TLS", "somebody in between", "sslmode=disable"]).await;
+    told(
+        &node,
+        &[
+            "does not support TLS",
+            "somebody in between",
+            "sslmode=disable",
+        ],
+    )
+    .await;
     let heard = proxy.heard();
-    assert!(!heard.is_empty() && heard.chunks(8).all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]), "{heard:?}");
+    assert!(
+        !heard.is_empty()
+            && heard
+                .chunks(8)
+                .all(|said| said == [0, 0, 0, 8, 4, 210, 22, 47]),
+        "{heard:?}"
+    );
     proxy.set(Weather::Fair);
     node.level().await;
 }
@@ -354,16 +527,45 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     let cluster = Cluster::own(options(&authority.for_loopback()).hba(&hba));
     let db = cluster.database().await;
     set_password(&db).await;
-    let right = url(&format!("sidetone:{PASSWORD}"), cluster.port(), db.name(), "");
+    let right = url(
+        &format!("sidetone:{PASSWORD}"),
+        cluster.port(),
+        db.name(),
+        "",
+    );
     let mut node = node_trusting(&authority, &right);
-    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+        .await;
     node.start();
     node.synced().await;
     let cases: [(String, &[&str]); 4] = [
-        (right.replace(PASSWORD, &format!("{PASSWORD}-not")), &["password authentication failed", "28P01", "correct user and password"]),
-        (right.replace("sidetone:", "nobody_known:"), &["password authentication failed", "role is not there", "correct user and password"]),
-        (right.replace(db.name(), "nowhere"), &["database \"nowhere\" does not exist", "correct the name of the database"]),
-        (right.replace("127.0.0.1", "localhost"), &["not for localhost", "connect by a name it holds"]),
+        (
+            right.replace(PASSWORD, &format!("{PASSWORD}-not")),
+            &[
+                "password authentication failed",
+                "28P01",
+                "correct user and password",
+            ],
+        ),
+        (
+            right.replace("sidetone:", "nobody_known:"),
+            &[
+                "password authentication failed",
+                "role is not there",
+                "correct user and password",
+            ],
+        ),
+        (
+            right.replace(db.name(), "nowhere"),
+            &[
+                "database \"nowhere\" does not exist",
+                "correct the name of the database",
+            ],
+        ),
+        (
+            right.replace("127.0.0.1", "localhost"),
+            &["not for localhost", "connect by a name it holds"],
+        ),
     ];
     for (wrong, words) in cases {
         node.stop();
@@ -378,8 +580,16 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     node.answering().await;
     node.level().await;
     for (breaks, mends, words) in [
-        ("alter role sidetone nologin", "alter role sidetone login", ["not permitted to log in", "alter role"]),
-        ("alter role sidetone connection limit 0", "alter role sidetone connection limit -1", ["too many connections", "connection limit"]),
+        (
+            "alter role sidetone nologin",
+            "alter role sidetone login",
+            ["not permitted to log in", "alter role"],
+        ),
+        (
+            "alter role sidetone connection limit 0",
+            "alter role sidetone connection limit -1",
+            ["too many connections", "connection limit"],
+        ),
     ] {
         db.sql(breaks).await;
         db.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'sidetone%'").await;
@@ -387,5 +597,8 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
         db.sql(mends).await;
         node.level().await;
     }
-    assert_eq!(node.get(&format!("/v1/lookup?to={ACME}")).await.json()["stale"], json!(false));
+    assert_eq!(
+        node.get(&format!("/v1/lookup?to={ACME}")).await.json()["stale"],
+        json!(false)
+    );
 }
