@@ -700,9 +700,15 @@ async fn check_tells_what_is_wrong_with_a_database_and_what_to_do() {
         &["in the clear", "remove sslmode=disable"],
     );
     found(&findings, "problem", "postgres.url", &["db.invalid"]);
-    node.configure("postgres://sidetone@db.invalid/platform", "postgres.connect_timeout = '2s'");
+    node.configure(
+        "postgres://sidetone@db.invalid/platform",
+        "postgres.connect_timeout = '2s'",
+    );
     let findings = check(&node, 1);
-    assert!(findings.iter().all(|f| f.1 != "TLS"), "nobody was there to be verified: {findings:#?}");
+    assert!(
+        findings.iter().all(|f| f.1 != "TLS"),
+        "nobody was there to be verified: {findings:#?}"
+    );
     for role in ["poor", "rich"] {
         db.sql(&format!(
             "drop owned by {role}_{name}; drop role {role}_{name}"

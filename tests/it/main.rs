@@ -11,6 +11,7 @@
 
 mod access;
 mod answers;
+mod callers;
 mod cli;
 mod cluster;
 mod commands;

@@ -177,6 +177,7 @@ fn unix(uid: u32, gid: u32) -> Caller {
         gid,
         groups: Vec::new(),
         pid: Some(1),
+        unit: None,
     })
 }
 
