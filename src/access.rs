@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::config::{AccessRule, Problem, Rate, Right};
+use crate::config::{AccessRule, Problem, Rate, Right, is_unit};
 use crate::row::Tenant;
 
 /// Longest file of users or groups that is read.
@@ -30,6 +30,8 @@ pub struct Peer {
     pub groups: Vec<u32>,
     /// Process, where the kernel can name it here.
     pub pid: Option<i32>,
+    /// Systemd unit of the process, where it was asked for and is beyond doubt.
+    pub unit: Option<String>,
 }
 
 impl Peer {
@@ -100,10 +102,21 @@ fn ids(text: &str) -> HashMap<String, u32> {
 }
 
 /// Whom a rule is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Who {
     User(u32),
     Group(u32),
+    Unit(String),
+}
+
+impl Who {
+    fn is(&self, peer: &Peer) -> bool {
+        match self {
+            Self::User(uid) => peer.uid == *uid,
+            Self::Group(gid) => peer.is_in(*gid),
+            Self::Unit(unit) => peer.unit.as_ref() == Some(unit),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -215,10 +228,13 @@ impl Bucket {
     }
 }
 
-/// The buckets of callers by user.
+/// A user, and where it is let in as a unit, which of the rules says so: units of one user are several callers.
+type Asker = (u32, Option<usize>);
+
+/// The buckets of callers by user and unit.
 #[derive(Debug)]
 struct Buckets {
-    of_users: HashMap<u32, Arc<Bucket>>,
+    of_users: HashMap<Asker, Arc<Bucket>>,
     shared: Arc<Bucket>,
     most: usize,
 }
@@ -232,7 +248,7 @@ impl Buckets {
         }
     }
 
-    fn of(&mut self, user: u32, now: Instant) -> Arc<Bucket> {
+    fn of(&mut self, user: Asker, now: Instant) -> Arc<Bucket> {
         if let Some(bucket) = self.of_users.get(&user) {
             return bucket.clone();
         }
@@ -306,6 +322,14 @@ impl Access {
             .any(|rule| matches!(rule.who, Who::Group(_)))
     }
 
+    /// Whether any rule is about a unit: only then that of every caller matters.
+    #[must_use]
+    pub fn asks_for_units(&self) -> bool {
+        self.rules
+            .iter()
+            .any(|rule| matches!(rule.who, Who::Unit(_)))
+    }
+
     /// What a caller may ask. Worked out once per connection.
     #[must_use]
     pub fn rights(&self, caller: &Caller, now: Instant) -> Rights {
@@ -322,19 +346,20 @@ impl Access {
         let rules: Vec<Arc<Rule>> = self
             .rules
             .iter()
-            .filter(|rule| match rule.who {
-                Who::User(uid) => peer.uid == uid,
-                Who::Group(gid) => peer.is_in(gid),
-            })
+            .filter(|rule| rule.who.is(peer))
             .cloned()
             .collect();
+        let unit = self
+            .rules
+            .iter()
+            .position(|rule| matches!(rule.who, Who::Unit(_)) && rule.who.is(peer));
         let limit = if rules.is_empty() { None } else { pace(&rules) }.map(|pace| Limit {
             pace,
             bucket: self
                 .buckets
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .of(peer.uid, now),
+                .of((peer.uid, unit), now),
         });
         Rights {
             tcp: false,
@@ -363,53 +388,52 @@ fn in_force(
     daemon: u32,
     socket_group: Option<u32>,
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
-        if rules.is_empty() {
-            let all = [Right::Config, Right::Credentials];
-            let mut rules = vec![
-                Rule::everything(Who::User(0), &all),
-                Rule::everything(Who::User(daemon), &all),
-            ];
-            rules.extend(
-                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
-            );
-            return Ok(rules.into_iter().map(Arc::new).collect());
-        }
-        let mut known = Vec::with_capacity(rules.len());
-        let mut problems = Vec::new();
-        for (index, rule) in rules.iter().enumerate() {
-            match who(rule, names) {
-                Ok(who) => known.push(Arc::new(Rule {
-                    who,
-                    allow: rule.allow.iter().copied().collect(),
-                    tenants: rule.tenants.iter().cloned().collect(),
-                    providers: rule.providers.iter().cloned().collect(),
-                    rate: rule.rate,
-                })),
-                Err(what) => {
-                    problems.push(Problem {
-                        place: String::new(),
-                        key: format!("access.{index}"),
-                        what,
-                    });
-                }
+    if rules.is_empty() {
+        let all = [Right::Config, Right::Credentials];
+        let mut rules = vec![
+            Rule::everything(Who::User(0), &all),
+            Rule::everything(Who::User(daemon), &all),
+        ];
+        rules.extend(socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])));
+        return Ok(rules.into_iter().map(Arc::new).collect());
+    }
+    let mut known = Vec::with_capacity(rules.len());
+    let mut problems = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        match who(rule, names) {
+            Ok(who) => known.push(Arc::new(Rule {
+                who,
+                allow: rule.allow.iter().copied().collect(),
+                tenants: rule.tenants.iter().cloned().collect(),
+                providers: rule.providers.iter().cloned().collect(),
+                rate: rule.rate,
+            })),
+            Err(what) => {
+                problems.push(Problem {
+                    place: String::new(),
+                    key: format!("access.{index}"),
+                    what,
+                });
             }
         }
-        if problems.is_empty() {
-            Ok(known)
-        } else {
-            Err(problems)
-        }
+    }
+    if problems.is_empty() {
+        Ok(known)
+    } else {
+        Err(problems)
+    }
 }
 
 fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
-    match (&rule.user, &rule.group) {
-        (Some(user), None) => names.user(user).map(Who::User).ok_or_else(|| {
+    match (&rule.user, &rule.group, &rule.unit) {
+        (Some(user), None, None) => names.user(user).map(Who::User).ok_or_else(|| {
             format!("no user {user:?} in /etc/passwd; create it, or name it by its number")
         }),
-        (None, Some(group)) => names.group(group).map(Who::Group).ok_or_else(|| {
+        (None, Some(group), None) => names.group(group).map(Who::Group).ok_or_else(|| {
             format!("no group {group:?} in /etc/group; create it, or name it by its number")
         }),
-        _ => Err("must name either a user or a group".to_owned()),
+        (None, None, Some(unit)) => Ok(Who::Unit(unit.clone())),
+        _ => Err("must name either a user, a group or a unit".to_owned()),
     }
 }
 
@@ -529,7 +553,43 @@ pub fn groups_in_status(status: &str, uid: u32, gid: u32) -> Option<Vec<u32>> {
     )
 }
 
+/// The unit of the system's service manager in a `/proc/<pid>/cgroup`.
+///
+/// It is the first part of the path that is no slice. What stands below it was named by whoever the unit's subtree was
+/// given to: a user's own manager or a container may call a group there by the name of any unit. Where the path leads
+/// out of this process's view, or the two hierarchies that systemd may keep do not agree, there is none.
+#[must_use]
+pub fn unit_in_cgroup(cgroup: &str) -> Option<&str> {
+    let mut found = None;
+    for line in cgroup.lines() {
+        let Some((_, rest)) = line.split_once(':') else {
+            continue;
+        };
+        let Some(path) = ["name=systemd:", ":"]
+            .iter()
+            .find_map(|kind| rest.strip_prefix(kind))
+        else {
+            continue;
+        };
+        if path.split('/').any(|part| part == "..") {
+            return None;
+        }
+        let unit = path
+            .split('/')
+            .find(|part| !part.is_empty() && !part.ends_with(".slice"));
+        // The unified hierarchy is empty where systemd keeps only its own.
+        match (found, unit) {
+            (_, None) => {}
+            (None, Some(unit)) => found = Some(unit),
+            (Some(one), Some(other)) if one == other => {}
+            (Some(_), Some(_)) => return None,
+        }
+    }
+    found.filter(|unit| is_unit(unit))
+}
+
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "tests may do sums")]
 mod tests {
     use super::*;
 
@@ -567,6 +627,7 @@ mod tests {
             gid,
             groups: groups.to_vec(),
             pid: Some(1),
+            unit: None,
         })
     }
 
@@ -620,7 +681,11 @@ mod tests {
         let access = access(&[serde_json::json!({"user": "asterisk", "allow": ["config"]})]);
         assert!(!access.rights(&unix(0, 0, &[]), Instant::now()).any());
         assert!(!access.rights(&unix(500, 600, &[600]), Instant::now()).any());
-        assert!(access.rights(&unix(110, 115, &[]), Instant::now()).config(&acme()));
+        assert!(
+            access
+                .rights(&unix(110, 115, &[]), Instant::now())
+                .config(&acme())
+        );
     }
 
     #[test]
@@ -659,7 +724,9 @@ mod tests {
                 && rights.credentials(&other()).has("google")
         );
         assert_eq!(
-            access.rights(&unix(110, 1, &[]), Instant::now()).credentials(&acme()),
+            access
+                .rights(&unix(110, 1, &[]), Instant::now())
+                .credentials(&acme()),
             Providers::None
         );
     }
@@ -733,7 +800,10 @@ mod tests {
         assert_eq!(bucket.take(pace, start + 100 * MS), Ok(()));
         assert_eq!(bucket.take(pace, start + 100 * MS), Err(100 * MS));
         let later = start + Duration::from_secs(3600);
-        assert_eq!((0..9).filter(|_| bucket.take(pace, later).is_ok()).count(), 3);
+        assert_eq!(
+            (0..9).filter(|_| bucket.take(pace, later).is_ok()).count(),
+            3
+        );
     }
 
     proptest::proptest! {
@@ -803,8 +873,9 @@ mod tests {
 
     #[test]
     fn all_connections_of_a_user_share_its_rate_and_all_of_tcp_one() {
-        let access = access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
-            .with_tcp_rate("4/s".parse().unwrap());
+        let access =
+            access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
+                .with_tcp_rate("4/s".parse().unwrap());
         let now = Instant::now();
         let passed = |caller: &Caller| {
             (0..9)
@@ -833,7 +904,10 @@ mod tests {
         assert_eq!(pace(1, &[9, 8]), None);
         assert_eq!(pace(2, &[7]), Pace::of(Rate::DEFAULT));
         assert_eq!(
-            defaults().rights(&unix(0, 0, &[]), Instant::now()).limit.map(|limit| limit.pace),
+            defaults()
+                .rights(&unix(0, 0, &[]), Instant::now())
+                .limit
+                .map(|limit| limit.pace),
             Pace::of(Rate::DEFAULT)
         );
     }
@@ -843,22 +917,106 @@ mod tests {
         let start = Instant::now();
         let mut buckets = Buckets::new(3, start);
         let pace = limited(1, 1, 1);
-        let held = buckets.of(0, start);
+        let held = buckets.of((0, None), start);
         assert_eq!(held.take(pace, start), Ok(()));
-        assert_eq!(buckets.of(1, start).take(pace, start), Ok(()));
-        let full = buckets.of(2, start);
+        assert_eq!(buckets.of((1, None), start).take(pace, start), Ok(()));
+        let full = buckets.of((2, None), start);
         drop(full);
         // 2 is idle and full: it gives way. 0 is held and 1 has not recovered: both stay.
-        assert_eq!(buckets.of(3, start).take(pace, start), Ok(()));
+        assert_eq!(buckets.of((3, None), start).take(pace, start), Ok(()));
         assert_eq!(buckets.of_users.len(), 3);
-        assert!(buckets.of(0, start).take(pace, start).is_err());
-        assert!(buckets.of(1, start).take(pace, start).is_err());
+        assert!(buckets.of((0, None), start).take(pace, start).is_err());
+        assert!(buckets.of((1, None), start).take(pace, start).is_err());
         // Nobody gives way: newcomers share.
-        assert!(Arc::ptr_eq(&buckets.of(4, start), &buckets.of(5, start)));
+        assert!(Arc::ptr_eq(
+            &buckets.of((4, None), start),
+            &buckets.of((5, None), start)
+        ));
         assert_eq!(buckets.of_users.len(), 3);
         // Later all but the held one do.
         let later = start + Duration::from_secs(2);
-        assert!(!Arc::ptr_eq(&buckets.of(4, later), &buckets.of(5, later)));
-        assert!(Arc::ptr_eq(&held, &buckets.of(0, later)));
+        assert!(!Arc::ptr_eq(
+            &buckets.of((4, None), later),
+            &buckets.of((5, None), later)
+        ));
+        assert!(Arc::ptr_eq(&held, &buckets.of((0, None), later)));
+    }
+
+    fn of_unit(uid: u32, unit: &str) -> Caller {
+        let Caller::Unix(peer) = unix(uid, uid, &[]) else {
+            unreachable!()
+        };
+        Caller::Unix(Peer {
+            unit: Some(unit.to_owned()),
+            ..peer
+        })
+    }
+
+    #[test]
+    fn a_rule_about_a_unit_is_about_its_processes_and_no_others_of_the_same_user() {
+        let access = access(&[
+            serde_json::json!({"unit": "voice-agent.service", "allow": ["config", "credentials"], "rate": "2/s"}),
+            serde_json::json!({"unit": "other.service", "allow": ["config"], "rate": "2/s"}),
+        ]);
+        let now = Instant::now();
+        let agent = access.rights(&of_unit(7, "voice-agent.service"), now);
+        assert!(agent.config(&acme()) && agent.credentials(&acme()) == Providers::All);
+        assert!(!access.rights(&of_unit(7, "voice-agent.scope"), now).any());
+        assert!(!access.rights(&unix(7, 7, &[]), now).any());
+        assert!(access.asks_for_units() && !defaults().asks_for_units());
+        // Units of one user have a rate each.
+        while agent.take(now).is_ok() {}
+        assert_eq!(
+            access.rights(&of_unit(7, "other.service"), now).take(now),
+            Ok(())
+        );
+    }
+
+    #[test]
+    fn the_unit_is_the_first_part_of_the_cgroup_that_is_no_slice() {
+        for (cgroup, unit) in [
+            (
+                "0::/system.slice/voice-agent.service\n",
+                Some("voice-agent.service"),
+            ),
+            (
+                "0::/system.slice/system-agent.slice/agent@1.service/sub/x.service",
+                Some("agent@1.service"),
+            ),
+            (
+                "1:name=systemd:/system.slice/a.service\n0::/\n",
+                Some("a.service"),
+            ),
+            (
+                "12:pids:/system.slice/p.service\n1:name=systemd:/system.slice/a.service\n0::/system.slice/a.service\n",
+                Some("a.service"),
+            ),
+            (
+                "1:name=systemd:/system.slice/a.service\n0::/system.slice/b.service\n",
+                None,
+            ),
+            // What a user or a container calls its own groups is no unit of the system's.
+            (
+                "0::/user.slice/user-7.slice/user@7.service/app.slice/voice-agent.service",
+                Some("user@7.service"),
+            ),
+            (
+                "0::/user.slice/user-7.slice/session-3.scope",
+                Some("session-3.scope"),
+            ),
+            ("0::/docker/1f/system.slice/voice-agent.service", None),
+            (
+                "0::/machine.slice/m.scope/payload/voice-agent.service",
+                Some("m.scope"),
+            ),
+            ("0::/../voice-agent.service", None),
+            ("0::/system.slice", None),
+            ("0::/\n", None),
+            ("5:memory:/system.slice/a.service\n", None),
+            ("", None),
+            ("nonsense", None),
+        ] {
+            assert_eq!(unit_in_cgroup(cgroup), unit, "{cgroup}");
+        }
     }
 }

@@ -43,7 +43,10 @@ struct Stripes {
 
 impl Stripes {
     fn new(count: usize) -> Self {
-        Self { cells: (0..count).map(|_| AtomicU64::new(0)).collect(), hasher: RandomState::new() }
+        Self {
+            cells: (0..count).map(|_| AtomicU64::new(0)).collect(),
+            hasher: RandomState::new(),
+        }
     }
 
     fn of(&self, key: &impl Hash) -> usize {
@@ -52,7 +55,11 @@ impl Stripes {
     }
 
     fn get(&self, key: &impl Hash) -> Generation {
-        Generation(self.cells.get(self.of(key)).map_or(1, |cell| cell.load(Ordering::Acquire)))
+        Generation(
+            self.cells
+                .get(self.of(key))
+                .map_or(1, |cell| cell.load(Ordering::Acquire)),
+        )
     }
 
     fn step(&self, stripes: impl IntoIterator<Item = usize>) {
@@ -180,14 +187,26 @@ impl Cache {
     /// Keeps a number built from rows that were read after its generation was taken.
     pub fn keep_number(&self, number: &E164, profile: &Arc<NumberProfile>, generation: Generation) {
         if generation.is_settled() {
-            self.numbers.insert(*number, NumberEntry { profile: Arc::clone(profile), generation });
+            self.numbers.insert(
+                *number,
+                NumberEntry {
+                    profile: Arc::clone(profile),
+                    generation,
+                },
+            );
         }
     }
 
     /// Keeps a tenant built from rows that were read after its generation was taken.
     pub fn keep_tenant(&self, id: Uuid, profile: &Arc<TenantProfile>, generation: Generation) {
         if generation.is_settled() {
-            self.tenants.insert(id, TenantEntry { profile: Arc::clone(profile), generation });
+            self.tenants.insert(
+                id,
+                TenantEntry {
+                    profile: Arc::clone(profile),
+                    generation,
+                },
+            );
         }
     }
 
@@ -199,9 +218,15 @@ impl Cache {
                 self.tenant_generations.step(self.tenant_generations.all());
             }
             Touched::Named { numbers, tenants } => {
-                let stripes: BTreeSet<usize> = numbers.iter().map(|n| self.number_generations.of(n)).collect();
+                let stripes: BTreeSet<usize> = numbers
+                    .iter()
+                    .map(|n| self.number_generations.of(n))
+                    .collect();
                 self.number_generations.step(stripes);
-                let stripes: BTreeSet<usize> = tenants.iter().map(|id| self.tenant_generations.of(id)).collect();
+                let stripes: BTreeSet<usize> = tenants
+                    .iter()
+                    .map(|id| self.tenant_generations.of(id))
+                    .collect();
                 self.tenant_generations.step(stripes);
             }
         }
@@ -225,8 +250,12 @@ impl Cache {
     #[must_use]
     pub fn size(&self) -> (u64, u64) {
         (
-            self.numbers.entry_count().saturating_add(self.tenants.entry_count()),
-            self.numbers.weighted_size().saturating_add(self.tenants.weighted_size()),
+            self.numbers
+                .entry_count()
+                .saturating_add(self.tenants.entry_count()),
+            self.numbers
+                .weighted_size()
+                .saturating_add(self.tenants.weighted_size()),
         )
     }
 }

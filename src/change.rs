@@ -329,7 +329,11 @@ impl Written {
     /// Up to which time everything is replayed; `None` where nothing is proved.
     #[must_use]
     pub fn proved_by(&self, replayed: u64) -> Option<Duration> {
-        self.0.iter().rev().find(|(_, wal)| *wal <= replayed).map(|(asked, _)| *asked)
+        self.0
+            .iter()
+            .rev()
+            .find(|(_, wal)| *wal <= replayed)
+            .map(|(asked, _)| *asked)
     }
 }
 
@@ -361,7 +365,12 @@ mod tests {
     }
 
     fn cursor(text: &str) -> Cursor {
-        Cursor { snapshot: snapshot(text), identity: identity(), tenants: None, held: false }
+        Cursor {
+            snapshot: snapshot(text),
+            identity: identity(),
+            tenants: None,
+            held: false,
+        }
     }
 
     fn header(text: &str) -> Header {
@@ -397,7 +406,10 @@ mod tests {
 
     #[test]
     fn a_node_without_a_cursor_synchronises_everything() {
-        assert_eq!(continues(None, &header("10:10:"), None), Err(Why::FirstSync));
+        assert_eq!(
+            continues(None, &header("10:10:"), None),
+            Err(Why::FirstSync)
+        );
     }
 
     #[test]

@@ -299,6 +299,8 @@ pub struct AccessRule {
     pub user: Option<String>,
     /// Group name or gid of the caller, primary or supplementary.
     pub group: Option<String>,
+    /// Systemd unit that the caller's process belongs to, such as `voice-agent.service`.
+    pub unit: Option<String>,
     /// What the caller may ask for.
     pub allow: Vec<Right>,
     /// Slugs or ids of the tenants the rule covers. Empty: all.
@@ -397,13 +399,23 @@ mod size {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
-        let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+        let units = [
+            (1_u64 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+            (1, "B"),
+        ];
         let bytes = size.as_u64();
         let exact = |(unit, name): (u64, &str)| {
             let whole = bytes.checked_div(unit).filter(|whole| *whole > 0)?;
             (whole.checked_mul(unit) == Some(bytes)).then(|| format!("{whole}{name}"))
         };
-        to.serialize_str(&units.into_iter().find_map(exact).unwrap_or_else(|| format!("{bytes}B")))
+        to.serialize_str(
+            &units
+                .into_iter()
+                .find_map(exact)
+                .unwrap_or_else(|| format!("{bytes}B")),
+        )
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
@@ -735,8 +747,15 @@ impl Config {
         }
         for (index, rule) in self.access.iter().enumerate() {
             let key = format!("access.{index}");
-            if rule.user.is_none() == rule.group.is_none() {
-                wrong(&key, "must name either a user or a group");
+            let named = [&rule.user, &rule.group, &rule.unit];
+            if named.into_iter().flatten().count() != 1 {
+                wrong(&key, "must name either a user, a group or a unit");
+            }
+            if rule.unit.as_ref().is_some_and(|unit| !is_unit(unit)) {
+                wrong(
+                    &key,
+                    "names a unit that is none whose processes systemd keeps together; name one that ends in .service or .scope",
+                );
             }
             if rule.allow.is_empty() {
                 wrong(
@@ -817,7 +836,8 @@ const ACCESS_DOC: &str = "\
 # Who may ask over the Unix socket, by the kernel's word. Without any rule: root and the daemon's own user
 # everything, the socket's group config. With rules, these rules alone.
 # [[access]]
-# user = \"asterisk\"             # or group = \"telephony\": a name or a number
+# user = \"asterisk\"             # or group = \"telephony\": a name or a number; or unit = \"voice-agent.service\":
+#                                 # the systemd unit of the system's that the caller's process runs in
 # allow = [\"config\", \"credentials\"]
 # tenants = [\"seguridad-acme-sa\"] # slugs or ids; empty: all
 # providers = [\"openai\"]        # whose credentials; empty: all
@@ -1084,6 +1104,16 @@ fn figment_problems(figment: &Figment, err: figment::Error) -> Vec<Problem> {
             what: err.kind.to_string(),
         })
         .collect()
+}
+
+/// Whether a name is one of a systemd unit that processes run in.
+#[must_use]
+pub fn is_unit(name: &str) -> bool {
+    let stem = [".service", ".scope"]
+        .into_iter()
+        .find_map(|suffix| name.strip_suffix(suffix));
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b":-_.\\@".contains(&b);
+    name.len() <= 255 && stem.is_some_and(|stem| !stem.is_empty() && stem.bytes().all(plain))
 }
 
 /// Whether the authority part of a URL carries a password.

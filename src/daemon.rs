@@ -85,7 +85,11 @@ pub async fn run(
         }
     }
     let metrics = Arc::new(Metrics::new()?);
-    let health = Arc::new(Health::new(config.feed.stale_after, config.feed.refuse_credentials_after, SCHEMA_VERSION));
+    let health = Arc::new(Health::new(
+        config.feed.stale_after,
+        config.feed.refuse_credentials_after,
+        SCHEMA_VERSION,
+    ));
     let (replica, opened) = Replica::open(&config.replica.dir, &keyring)?;
     match &opened {
         Opened::Kept => tracing::info!(dir = %config.replica.dir.display(), "replica opened"),
@@ -174,11 +178,17 @@ pub async fn run(
     tracing::info!("draining");
     stop_doors.cancel();
     if ended != Some("call listener") {
-        let limit = config.http.drain_timeout.saturating_add(Duration::from_secs(1));
+        let limit = config
+            .http
+            .drain_timeout
+            .saturating_add(Duration::from_secs(1));
         let _ = tokio::time::timeout(limit, &mut serving).await;
     }
     stop_rest.cancel();
-    let _ = tokio::time::timeout(Duration::from_secs(2), async { while parts.join_next().await.is_some() {} }).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), async {
+        while parts.join_next().await.is_some() {}
+    })
+    .await;
     let _ = judged.await;
     tracing::info!("stopped");
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
@@ -203,16 +213,22 @@ async fn reload(engine: &Arc<Engine>, log: &LogControl, sources: Option<&Sources
     let reloading = Arc::clone(engine);
     match tokio::task::spawn_blocking(move || reloading.reload_keys()).await {
         Ok(Ok(keys)) => tracing::info!(keys = keys.len(), "keyring read again"),
-        Ok(Err(err)) => tracing::error!(error = %err, "the keyring cannot be read again; the old one stays in force"),
+        Ok(Err(err)) => {
+            tracing::error!(error = %err, "the keyring cannot be read again; the old one stays in force")
+        }
         Err(_) => tracing::error!("reading the keyring again panicked; the old one stays in force"),
     }
     let Some(sources) = sources else { return };
     match Config::load(sources) {
         Ok(config) => match log.set(&config.log.filter) {
             Ok(()) => tracing::info!(filter = %config.log.filter, "log filter read again"),
-            Err(err) => tracing::error!(error = %err, "log.filter cannot be used; the old one stays in force"),
+            Err(err) => {
+                tracing::error!(error = %err, "log.filter cannot be used; the old one stays in force")
+            }
         },
-        Err(err) => tracing::error!(error = %err, "the settings cannot be read again; the old ones stay in force"),
+        Err(err) => {
+            tracing::error!(error = %err, "the settings cannot be read again; the old ones stay in force")
+        }
     }
 }
 
@@ -222,7 +238,13 @@ fn keep_to_ourselves() {
     if let Err(err) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
         tracing::warn!(error = %err, "the process stays dumpable");
     }
-    if let Err(err) = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }) {
+    if let Err(err) = setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    ) {
         tracing::warn!(error = %err, "core dumps cannot be turned off");
     }
 }

@@ -126,7 +126,10 @@ impl Engine {
             return self.read_through(number).await;
         }
         let staleness = self.health.staleness();
-        Ok(Found { profile: self.local(number)?, staleness })
+        Ok(Found {
+            profile: self.local(number)?,
+            staleness,
+        })
     }
 
     fn local(&self, number: &E164) -> Result<Profile, Refusal> {
@@ -140,7 +143,11 @@ impl Engine {
         };
         for _ in 0..TRIES {
             let number_generation = self.cache.number_generation(number);
-            let found = self.replica.view().and_then(|view| view.number(number.as_str())).map_err(unreadable)?;
+            let found = self
+                .replica
+                .view()
+                .and_then(|view| view.number(number.as_str()))
+                .map_err(unreadable)?;
             let found = found.ok_or(Refusal::UnknownNumber)?;
             let tenant_generation = self.cache.tenant_generation(found.tenant);
             if let Some(tenant) = self.cache.tenant(found.tenant)
@@ -164,7 +171,9 @@ impl Engine {
             }
         }
         let view = self.replica.view().map_err(unreadable)?;
-        let (_, profile, record) = Self::pair(&view, number).map_err(unreadable)?.ok_or(Refusal::UnknownNumber)?;
+        let (_, profile, record) = Self::pair(&view, number)
+            .map_err(unreadable)?
+            .ok_or(Refusal::UnknownNumber)?;
         let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
         Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
     }
@@ -174,9 +183,16 @@ impl Engine {
     fn pair(
         view: &View<'_>,
         number: &E164,
-    ) -> Result<Option<(Uuid, Result<NumberProfile, Refusal>, Option<TenantRecord>)>, ReplicaError> {
-        let Some(found) = view.number(number.as_str())? else { return Ok(None) };
-        Ok(Some((found.tenant, resolve::number(&found.record), view.tenant(found.tenant)?)))
+    ) -> Result<Option<(Uuid, Result<NumberProfile, Refusal>, Option<TenantRecord>)>, ReplicaError>
+    {
+        let Some(found) = view.number(number.as_str())? else {
+            return Ok(None);
+        };
+        Ok(Some((
+            found.tenant,
+            resolve::number(&found.record),
+            view.tenant(found.tenant)?,
+        )))
     }
 
     fn resolve_tenant(&self, record: &TenantRecord) -> Result<TenantProfile, Refusal> {
@@ -188,7 +204,10 @@ impl Engine {
         let Some(source) = self.read_through.load_full() else {
             // The first copy was completed right now.
             return if self.health.is_synced() {
-                Ok(Found { staleness: self.health.staleness(), profile: self.local(number)? })
+                Ok(Found {
+                    staleness: self.health.staleness(),
+                    profile: self.local(number)?,
+                })
             } else {
                 Err(Refusal::NeverSynced)
             };
@@ -200,16 +219,32 @@ impl Engine {
         let asked = Instant::now();
         let one = source.number(number.as_str()).await.map_err(|err| {
             tracing::debug!(error = %err, "a question could not be asked of Postgres");
-            let connected = matches!(self.health.feed().state, FeedState::Listening | FeedState::Pulling | FeedState::Level);
-            if connected && matches!(err, sqlx::Error::PoolTimedOut) { Refusal::Overloaded } else { Refusal::NeverSynced }
+            let connected = matches!(
+                self.health.feed().state,
+                FeedState::Listening | FeedState::Pulling | FeedState::Level
+            );
+            if connected && matches!(err, sqlx::Error::PoolTimedOut) {
+                Refusal::Overloaded
+            } else {
+                Refusal::NeverSynced
+            }
         })?;
         let one = one.ok_or(Refusal::UnknownNumber)?;
         let record = admit::number(number.as_str(), &one.number_document, None);
-        let tenant = one.tenant_document.map(|document| admit::tenant(one.tenant, &document, None, &self.limits));
+        let tenant = one
+            .tenant_document
+            .map(|document| admit::tenant(one.tenant, &document, None, &self.limits));
         let tenant = self.resolve_tenant(&tenant.ok_or(Refusal::NoGoodRow)?)?;
         let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
         let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
-        Ok(Found { profile, staleness: Staleness { ms, stale: false, refuse_credentials: false } })
+        Ok(Found {
+            profile,
+            staleness: Staleness {
+                ms,
+                stale: false,
+                refuse_credentials: false,
+            },
+        })
     }
 
     /// Whose number it is that [`find`](Self::find) refuses for want of a good row, and what is wrong with its rows.
@@ -218,14 +253,23 @@ impl Engine {
     /// names tenants does not cover it then.
     #[must_use]
     pub fn never_good(&self, number: &E164) -> (Tenant, Vec<Fault>) {
-        let mut tenant = Tenant { id: Uuid::nil(), name: String::new(), slug: String::new(), status: String::new() };
+        let mut tenant = Tenant {
+            id: Uuid::nil(),
+            name: String::new(),
+            slug: String::new(),
+            status: String::new(),
+        };
         let read = || {
             let view = self.replica.view()?;
-            let Some(found) = view.number(number.as_str())? else { return Ok(None) };
+            let Some(found) = view.number(number.as_str())? else {
+                return Ok(None);
+            };
             let record = view.tenant(found.tenant)?;
             Ok::<_, ReplicaError>(Some((found, record)))
         };
-        let Ok(Some((found, record))) = read() else { return (tenant, Vec::new()) };
+        let Ok(Some((found, record))) = read() else {
+            return (tenant, Vec::new());
+        };
         tenant.id = found.tenant;
         let mut faults = found.record.faults;
         if let Some(record) = record {
@@ -239,7 +283,11 @@ impl Engine {
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed.
-    pub fn apply(&self, incoming: Incoming, terms: &Terms) -> Result<(Applied, Cursor), ReplicaError> {
+    pub fn apply(
+        &self,
+        incoming: Incoming,
+        terms: &Terms,
+    ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (applied, cursor) = self.replica.apply(incoming, terms, |applied, moment| {
             let touched = if applied.everything {
@@ -346,7 +394,9 @@ impl Engine {
 
     /// What is wrong with the rows of these tenants, credentials that do not open included.
     fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>) {
-        let Ok(view) = self.replica.view() else { return };
+        let Ok(view) = self.replica.view() else {
+            return;
+        };
         for id in ids {
             let faults = match view.tenant(id) {
                 Ok(Some(record)) => match self.resolve_tenant(&record) {
@@ -369,7 +419,10 @@ impl Engine {
             let count = counts.entry((fault.table, fault.reason)).or_default();
             *count = count.saturating_add(1);
         });
-        let withheld = counts.get(&(Table::TenantCredentials, Reason::Ciphertext)).copied().unwrap_or(0);
+        let withheld = counts
+            .get(&(Table::TenantCredentials, Reason::Ciphertext))
+            .copied()
+            .unwrap_or(0);
         self.metrics.credentials_withheld.set(withheld);
         self.metrics.set_quarantined(&counts);
     }
@@ -388,7 +441,9 @@ impl Engine {
         let feed = self.health.feed();
         let now = Timestamp::now();
         let since = |then: Timestamp| now.duration_since(then).as_secs_f64().max(0.0);
-        self.metrics.staleness.set(Duration::from_millis(self.health.staleness().ms).as_secs_f64());
+        self.metrics
+            .staleness
+            .set(Duration::from_millis(self.health.staleness().ms).as_secs_f64());
         self.metrics.set_feed_state(feed.state, since(feed.since));
         if let Some(completed) = feed.last_pull_completed {
             self.metrics.cursor_age.set(since(completed));
@@ -397,8 +452,12 @@ impl Engine {
 
     fn tell_size(&self) {
         if let Ok(size) = self.replica.size() {
-            self.metrics.replica_rows.set(Kind::Tenant, gauge(size.tenants));
-            self.metrics.replica_rows.set(Kind::Number, gauge(size.numbers));
+            self.metrics
+                .replica_rows
+                .set(Kind::Tenant, gauge(size.tenants));
+            self.metrics
+                .replica_rows
+                .set(Kind::Number, gauge(size.numbers));
             self.metrics.replica_bytes.set(gauge(size.bytes));
         }
     }
@@ -407,7 +466,11 @@ impl Engine {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let (cache_entries, cache_bytes) = self.cache.size();
-        Stats { replica: self.replica.size().unwrap_or_default(), cache_entries, cache_bytes }
+        Stats {
+            replica: self.replica.size().unwrap_or_default(),
+            cache_entries,
+            cache_bytes,
+        }
     }
 }
 

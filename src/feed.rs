@@ -119,7 +119,9 @@ enum FeedError {
     Ended,
     #[error("the connection no longer hears doorbells; a pooler stands in between")]
     Deaf,
-    #[error("the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss")]
+    #[error(
+        "the database has no tenant in common with this node's replica; if that is right, refresh with accept_loss"
+    )]
     OtherDatabase,
     #[error("the server went from standby to primary; connecting anew")]
     Promoted,
@@ -133,9 +135,13 @@ impl FeedError {
     fn cause(&self, connected: bool) -> Disconnect {
         match self {
             Self::Source(SourceError::Timeout(_)) if connected => Disconnect::Timeout,
-            Self::Source(SourceError::Rejected { .. } | SourceError::Untrusted { .. } | SourceError::NoSchema | SourceError::Encoding(_)) | Self::OtherDatabase => {
-                Disconnect::Rejected
-            }
+            Self::Source(
+                SourceError::Rejected { .. }
+                | SourceError::Untrusted { .. }
+                | SourceError::NoSchema
+                | SourceError::Encoding(_),
+            )
+            | Self::OtherDatabase => Disconnect::Rejected,
             _ if connected => Disconnect::Lost,
             _ => Disconnect::Connect,
         }
@@ -173,7 +179,10 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         cursor,
         last_cursor_kept: now,
         cursor_moved: false,
-        compare_at: after(now, jitter(feed.config.reconcile_every, feed.config.reconcile_every)),
+        compare_at: after(
+            now,
+            jitter(feed.config.reconcile_every, feed.config.reconcile_every),
+        ),
         trusted: true,
         accept: false,
         killed_in_a_row: 0,
@@ -194,10 +203,13 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         state.accept = false;
         feed.tell_failure(&err, connected);
         for order in state.waiting.drain(..) {
-            refuse(order, match &err {
-                FeedError::OtherDatabase => OrderError::OtherDatabase,
-                err => OrderError::Unreachable(err.to_string()),
-            });
+            refuse(
+                order,
+                match &err {
+                    FeedError::OtherDatabase => OrderError::OtherDatabase,
+                    err => OrderError::Unreachable(err.to_string()),
+                },
+            );
         }
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
@@ -245,12 +257,17 @@ impl Feed {
             Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
             None => None,
         };
-        let link = Link { bell: session, reader };
+        let link = Link {
+            bell: session,
+            reader,
+        };
         let ended = self.follow(&link, listening, state).await;
         self.health.update_feed(|feed| feed.listening = false);
         self.metrics.feed_listening.set(0);
         state.killed_in_a_row = match &ended {
-            Err(FeedError::Ended | FeedError::Source(SourceError::Lost(_))) if listening && began.elapsed() < KILLED_WITHIN => {
+            Err(FeedError::Ended | FeedError::Source(SourceError::Lost(_)))
+                if listening && began.elapsed() < KILLED_WITHIN =>
+            {
                 state.killed_in_a_row.saturating_add(1)
             }
             _ => 0,
@@ -258,7 +275,9 @@ impl Feed {
         if state.killed_in_a_row >= KILLED_TIMES {
             state.killed_in_a_row = 0;
             state.deaf_until = Some(after(Instant::now(), WITHOUT_LISTEN_FOR));
-            tracing::warn!("the connection is lost again and again right after LISTEN; polling without doorbells for ten minutes");
+            tracing::warn!(
+                "the connection is lost again and again right after LISTEN; polling without doorbells for ten minutes"
+            );
         }
         ended
     }
@@ -279,14 +298,25 @@ impl Feed {
     }
 
     /// Pulls at every doorbell, heartbeat and order until the connection ends.
-    async fn follow(&mut self, link: &Link, listening: bool, state: &mut State) -> Result<(), FeedError> {
+    async fn follow(
+        &mut self,
+        link: &Link,
+        listening: bool,
+        state: &mut State,
+    ) -> Result<(), FeedError> {
         let doorbell = link.bell.doorbell();
         let mut heartbeat = interval(self.config.heartbeat_every);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut listen_check = interval(LISTEN_CHECK);
-        let mut prune = tokio::time::interval_at(after(Instant::now(), jitter(PRUNE_EVERY, PRUNE_EVERY)), PRUNE_EVERY);
+        let mut prune = tokio::time::interval_at(
+            after(Instant::now(), jitter(PRUNE_EVERY, PRUNE_EVERY)),
+            PRUNE_EVERY,
+        );
         let mut again: Option<(Instant, Duration, u64, Instant)> = None;
-        state.accept |= state.waiting.iter().any(|order| matches!(order, Order::Refresh(refresh, _) if refresh.accept_loss));
+        state.accept |= state
+            .waiting
+            .iter()
+            .any(|order| matches!(order, Order::Refresh(refresh, _) if refresh.accept_loss));
         self.pull(link, state, PullCause::Connect).await?;
         if state.held() {
             state.compare_at = state.compare_at.min(after(Instant::now(), DISTRUST_EVERY));
@@ -373,24 +403,37 @@ impl Feed {
         deadline: Instant,
     ) -> Option<(Instant, Duration, u64, Instant)> {
         let xid = doorbell.newest();
-        let seen = xid == 0 || state.cursor.as_ref().is_some_and(|cursor| cursor.snapshot.sees(xid));
+        let seen = xid == 0
+            || state
+                .cursor
+                .as_ref()
+                .is_some_and(|cursor| cursor.snapshot.sees(xid));
         (!seen).then(|| (after(Instant::now(), pause), pause, xid, deadline))
     }
 
     /// One pull and what follows from it.
-    async fn pull(&mut self, link: &Link, state: &mut State, cause: PullCause) -> Result<Applied, FeedError> {
+    async fn pull(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        cause: PullCause,
+    ) -> Result<Applied, FeedError> {
         self.health.enter(FeedState::Pulling);
         self.tell_pull_started();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         let start = start_of(state.cursor.as_ref());
-        let pulled = self.in_time(link.rows().pull(&start, KEYS_PER_PULL)).await?;
+        let pulled = self
+            .in_time(link.rows().pull(&start, KEYS_PER_PULL))
+            .await?;
         if pulled.header.identity.recovery != link.rows().recovery {
             return Err(FeedError::Promoted);
         }
         let applied = self.digest_pull(link, state, pulled, asked).await?;
         self.metrics.pulls.inc(cause);
-        self.metrics.pull_duration.observe(cause, began.elapsed().as_secs_f64());
+        self.metrics
+            .pull_duration
+            .observe(cause, began.elapsed().as_secs_f64());
         self.enter_level(state);
         Ok(applied)
     }
@@ -401,10 +444,15 @@ impl Feed {
         let at = since_boot();
         let rows = link.rows();
         if !rows.recovery {
-            return Ok(Asked { at, proves: Some(at) });
+            return Ok(Asked {
+                at,
+                proves: Some(at),
+            });
         }
         if !link.bell.recovery {
-            state.written.push(at, self.in_time(link.bell.written()).await?);
+            state
+                .written
+                .push(at, self.in_time(link.bell.written()).await?);
         }
         let (replayed, newest) = self.in_time(rows.replayed()).await?;
         let proves = if link.bell.recovery {
@@ -417,7 +465,11 @@ impl Feed {
 
     /// Level is only what is also trusted.
     fn enter_level(&self, state: &State) {
-        self.health.enter(if state.trusted && !state.held() { FeedState::Level } else { FeedState::Listening });
+        self.health.enter(if state.trusted && !state.held() {
+            FeedState::Level
+        } else {
+            FeedState::Listening
+        });
     }
 
     async fn digest_pull(
@@ -428,17 +480,27 @@ impl Feed {
         asked: Asked,
     ) -> Result<Applied, FeedError> {
         self.tell_header(&pulled.header, state);
-        if let Err(why) = change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref()) {
+        if let Err(why) =
+            change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref())
+        {
             if why == Why::OtherIdentity {
-                self.spread(self.config.spread.saturating_mul(SPREAD_FACTOR).min(SPREAD_MOST)).await;
+                self.spread(
+                    self.config
+                        .spread
+                        .saturating_mul(SPREAD_FACTOR)
+                        .min(SPREAD_MOST),
+                )
+                .await;
             }
             return Ok(self.compare(link, state, Some(why)).await?.0);
         }
         let next = self.cursor_at(&pulled.header, state);
         let behind = i64::try_from(pulled.changed.len()).unwrap_or(i64::MAX);
         self.metrics.feed_behind.set(behind);
-        self.health.update_feed(|feed| feed.behind = behind.unsigned_abs());
-        let step = self.with_new_tenants(change::step(&pulled.changed, pulled.complete), &pulled)?;
+        self.health
+            .update_feed(|feed| feed.behind = behind.unsigned_abs());
+        let step =
+            self.with_new_tenants(change::step(&pulled.changed, pulled.complete), &pulled)?;
         let applied = match step {
             Step::Level => {
                 self.moved(state, next);
@@ -447,7 +509,9 @@ impl Feed {
             Step::Apply => {
                 let cover = cover_of(pulled.changed.iter().map(|changed| &changed.key));
                 let terms = self.terms(cover, state.accept);
-                let (applied, cursor) = self.write(Incoming::whole(pulled.rows, next), terms).await?;
+                let (applied, cursor) = self
+                    .write(Incoming::whole(pulled.rows, next), terms)
+                    .await?;
                 self.applied(state, cursor, &applied, &pulled.changed, asked);
                 applied
             }
@@ -480,7 +544,12 @@ impl Feed {
     }
 
     /// Reads what changed since the cursor, and these keys in any case, in one snapshot, and applies it as one commit.
-    async fn load(&mut self, link: &Link, state: &mut State, keys: BTreeSet<Key>) -> Result<Applied, FeedError> {
+    async fn load(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        keys: BTreeSet<Key>,
+    ) -> Result<Applied, FeedError> {
         let asked = self.ask(link, state).await?;
         let header = self.in_time(link.rows().begin()).await?;
         self.tell_header(&header, state);
@@ -496,7 +565,9 @@ impl Feed {
         let cover = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
         let next = self.cursor_at(&header, state);
         let load = load_of(&cover);
-        let (applied, cursor) = self.stream(link, load, self.terms(cover, state.accept), next).await?;
+        let (applied, cursor) = self
+            .stream(link, load, self.terms(cover, state.accept), next)
+            .await?;
         self.applied(state, cursor, &applied, &changed, asked);
         self.prove(state, asked);
         Ok(applied)
@@ -520,18 +591,27 @@ impl Feed {
         let next = self.cursor_at(&header, state);
         // What the log names since the last pull is no difference that went unnoticed.
         let told = match change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
-            Ok(()) => cover_of(link.rows().keys(&start_of(state.cursor.as_ref())).await?.iter().map(|changed| &changed.key)),
+            Ok(()) => cover_of(
+                link.rows()
+                    .keys(&start_of(state.cursor.as_ref()))
+                    .await?
+                    .iter()
+                    .map(|changed| &changed.key),
+            ),
             Err(_) => Cover::default(),
         };
         let accept = state.accept || why == Some(Why::OtherTenants);
-        let empty = self.engine.stats().replica.tenants == 0 && self.engine.stats().replica.numbers == 0;
+        let empty =
+            self.engine.stats().replica.tenants == 0 && self.engine.stats().replica.numbers == 0;
         let (load, comparison) = if empty {
             (Load::Everything, Comparison::default())
         } else {
             let engine = Arc::clone(&self.engine);
             let here = blocking(move || engine.replica().view()?.digests()).await??;
             let mut comparison = Comparison::new(here);
-            link.rows().digests(|id, digest| comparison.take(id, digest)).await?;
+            link.rows()
+                .digests(|id, digest| comparison.take(id, digest))
+                .await?;
             let comparison = comparison.finish();
             // An empty database loses everything and is held as such; another one is refused.
             if !comparison.common && comparison.tenants > 0 && !accept {
@@ -540,7 +620,18 @@ impl Feed {
             }
             (load_of(&comparison.cover), comparison)
         };
-        let (applied, cursor) = self.stream(link, load, Terms { told, settles_held: true, ..self.terms(comparison.cover.clone(), accept) }, next).await?;
+        let (applied, cursor) = self
+            .stream(
+                link,
+                load,
+                Terms {
+                    told,
+                    settles_held: true,
+                    ..self.terms(comparison.cover.clone(), accept)
+                },
+                next,
+            )
+            .await?;
         self.health.update_feed(|feed| {
             feed.refused_database = false;
             feed.last_reconcile = Some(Timestamp::now());
@@ -551,12 +642,23 @@ impl Feed {
         state.accept = false;
         self.applied(state, cursor, &applied, &[], asked);
         self.prove(state, asked);
-        let every = if state.trusted && !state.held() { self.config.reconcile_every } else { DISTRUST_EVERY.min(self.config.reconcile_every) };
-        state.compare_at = after(Instant::now(), jitter(every, every.checked_div(10).unwrap_or_default()));
+        let every = if state.trusted && !state.held() {
+            self.config.reconcile_every
+        } else {
+            DISTRUST_EVERY.min(self.config.reconcile_every)
+        };
+        state.compare_at = after(
+            Instant::now(),
+            jitter(every, every.checked_div(10).unwrap_or_default()),
+        );
         self.metrics.pulls.inc(PullCause::Reconcile);
-        self.metrics.pull_duration.observe(PullCause::Reconcile, began.elapsed().as_secs_f64());
+        self.metrics
+            .pull_duration
+            .observe(PullCause::Reconcile, began.elapsed().as_secs_f64());
         tracing::info!(
-            read = applied.read, written = applied.written, removed = applied.removed,
+            read = applied.read,
+            written = applied.written,
+            removed = applied.removed,
             elapsed_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
             "compared everything with Postgres"
         );
@@ -577,7 +679,13 @@ impl Feed {
     ) -> Result<(Applied, Cursor), FeedError> {
         let (send_rows, rows) = mpsc::channel(4);
         let (send_next, take_next) = oneshot::channel();
-        let writing = self.write(Incoming { rows, next: take_next }, terms);
+        let writing = self.write(
+            Incoming {
+                rows,
+                next: take_next,
+            },
+            terms,
+        );
         let reading = async {
             let sent = link.rows().load(&load, &send_rows).await;
             drop(send_rows);
@@ -601,7 +709,11 @@ impl Feed {
         }
     }
 
-    async fn write(&self, incoming: Incoming, terms: Terms) -> Result<(Applied, Cursor), FeedError> {
+    async fn write(
+        &self,
+        incoming: Incoming,
+        terms: Terms,
+    ) -> Result<(Applied, Cursor), FeedError> {
         let engine = Arc::clone(&self.engine);
         Ok(blocking(move || engine.apply(incoming, &terms)).await??)
     }
@@ -618,12 +730,22 @@ impl Feed {
     }
 
     /// A pull has the heartbeat's limit of time: past it the connection is taken for dead.
-    async fn in_time<T>(&self, work: impl Future<Output = Result<T, SourceError>>) -> Result<T, SourceError> {
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
         let limit = self.config.heartbeat_timeout;
-        timeout(limit, work).await.unwrap_or(Err(SourceError::Timeout(limit)))
+        timeout(limit, work)
+            .await
+            .unwrap_or(Err(SourceError::Timeout(limit)))
     }
 
-    async fn carry_out(&mut self, link: &Link, state: &mut State, order: Order) -> Result<(), FeedError> {
+    async fn carry_out(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        order: Order,
+    ) -> Result<(), FeedError> {
         match order {
             Order::Verify(back) => {
                 let began = Instant::now();
@@ -663,14 +785,19 @@ impl Feed {
         let mut pause = JOIN;
         loop {
             add(&mut sum, &self.pull(link, state, PullCause::Refresh).await?);
-            let reached = refresh
-                .at_least
-                .is_none_or(|xid| state.cursor.as_ref().is_some_and(|cursor| cursor.snapshot.sees(xid)));
+            let reached = refresh.at_least.is_none_or(|xid| {
+                state
+                    .cursor
+                    .as_ref()
+                    .is_some_and(|cursor| cursor.snapshot.sees(xid))
+            });
             if reached {
                 break;
             }
             if began.elapsed() > AT_LEAST_DEADLINE {
-                return Ok(Err(OrderError::NotReached(refresh.at_least.unwrap_or_default())));
+                return Ok(Err(OrderError::NotReached(
+                    refresh.at_least.unwrap_or_default(),
+                )));
             }
             sleep(pause).await;
             pause = pause.saturating_mul(2).min(Duration::from_millis(500));
@@ -683,21 +810,46 @@ impl Feed {
                 add(&mut sum, &self.load(link, state, keys).await?);
             }
             Scope::Tenant(name) => {
-                let here = Uuid::parse_str(name).ok().filter(|id| self.engine.replica().view().is_ok_and(|v| v.has_tenant(*id).unwrap_or(false)));
+                let here = Uuid::parse_str(name).ok().filter(|id| {
+                    self.engine
+                        .replica()
+                        .view()
+                        .is_ok_and(|v| v.has_tenant(*id).unwrap_or(false))
+                });
                 let Some(id) = self.in_time(link.rows().tenant_id(name)).await?.or(here) else {
                     return Ok(Err(OrderError::NoSuchTenant));
                 };
-                add(&mut sum, &self.load(link, state, BTreeSet::from([Key::Tenant(id), Key::NumbersOf(id)])).await?);
+                add(
+                    &mut sum,
+                    &self
+                        .load(
+                            link,
+                            state,
+                            BTreeSet::from([Key::Tenant(id), Key::NumbersOf(id)]),
+                        )
+                        .await?,
+                );
             }
         }
         state.accept = false;
-        sum.cursor = state.cursor.as_ref().map(|cursor| cursor.snapshot.to_string()).unwrap_or_default();
+        sum.cursor = state
+            .cursor
+            .as_ref()
+            .map(|cursor| cursor.snapshot.to_string())
+            .unwrap_or_default();
         sum.elapsed_ms = millis(began.elapsed());
         Ok(Ok(sum))
     }
 
     fn tenant_of(&self, number: &str) -> Result<Option<Uuid>, FeedError> {
-        Ok(self.engine.replica().view()?.number(number).ok().flatten().map(|found| found.tenant))
+        Ok(self
+            .engine
+            .replica()
+            .view()?
+            .number(number)
+            .ok()
+            .flatten()
+            .map(|found| found.tenant))
     }
 
     /// The cursor moved and nothing changed: it is kept in memory, and on disk now and then.
@@ -718,7 +870,14 @@ impl Feed {
         }
     }
 
-    fn applied(&self, state: &mut State, cursor: Cursor, applied: &Applied, changed: &[Changed], asked: Asked) {
+    fn applied(
+        &self,
+        state: &mut State,
+        cursor: Cursor,
+        applied: &Applied,
+        changed: &[Changed],
+        asked: Asked,
+    ) {
         self.tell_cursor(&cursor);
         state.cursor = Some(cursor);
         state.cursor_moved = false;
@@ -731,13 +890,16 @@ impl Feed {
                 Key::NumbersOf(_) => ChangeKind::NumbersOf,
                 Key::All => ChangeKind::All,
             });
-            self.metrics.commit_to_visible.observe(age.saturating_add(since_sent).as_secs_f64());
+            self.metrics
+                .commit_to_visible
+                .observe(age.saturating_add(since_sent).as_secs_f64());
         }
         self.metrics.feed_behind.set(0);
         if let Some(loss) = applied.held {
             state.compare_at = state.compare_at.min(after(Instant::now(), DISTRUST_EVERY));
             tracing::error!(
-                tenants = loss.tenants, numbers = loss.numbers,
+                tenants = loss.tenants,
+                numbers = loss.numbers,
                 "Postgres no longer has rows that this node answers for; the loss is held back: if it is right, `sidetone refresh --accept-loss`"
             );
             self.health.update_feed(|feed| {
@@ -750,7 +912,12 @@ impl Feed {
             });
         }
         if !changed.is_empty() || applied.written > 0 || applied.removed > 0 {
-            tracing::debug!(read = applied.read, written = applied.written, removed = applied.removed, "applied");
+            tracing::debug!(
+                read = applied.read,
+                written = applied.written,
+                removed = applied.removed,
+                "applied"
+            );
         }
     }
 
@@ -774,12 +941,14 @@ impl Feed {
     }
 
     fn tell_pull_started(&self) {
-        self.health.update_feed(|feed| feed.last_pull_started = Some(Timestamp::now()));
+        self.health
+            .update_feed(|feed| feed.last_pull_started = Some(Timestamp::now()));
         self.metrics.last_pull_started.set(now_seconds());
     }
 
     fn tell_cursor(&self, cursor: &Cursor) {
-        self.health.update_feed(|feed| feed.cursor = Some(cursor.snapshot.to_string()));
+        self.health
+            .update_feed(|feed| feed.cursor = Some(cursor.snapshot.to_string()));
     }
 
     /// What a header says of the database, and since when it cannot be trusted.
@@ -787,10 +956,13 @@ impl Feed {
         let trusted = header.armed && header.schema_version == SCHEMA_VERSION;
         if state.trusted && !trusted {
             if header.schema_version == SCHEMA_VERSION {
-                tracing::error!("triggers of schema sidetone are missing or disabled, or a policy hides rows; answers go on, freshness is not claimed; see `sidetone check`");
+                tracing::error!(
+                    "triggers of schema sidetone are missing or disabled, or a policy hides rows; answers go on, freshness is not claimed; see `sidetone check`"
+                );
             } else {
                 tracing::error!(
-                    found = header.schema_version, needed = SCHEMA_VERSION,
+                    found = header.schema_version,
+                    needed = SCHEMA_VERSION,
                     "the database has another schema version; answers go on, freshness is not claimed; run `sidetone migrate` or upgrade this node"
                 );
             }
@@ -806,7 +978,9 @@ impl Feed {
             feed.schema_version = Some(header.schema_version);
         });
         self.metrics.feed_armed.set(i64::from(header.armed));
-        self.metrics.notification_queue_usage.set(header.queue_usage);
+        self.metrics
+            .notification_queue_usage
+            .set(header.queue_usage);
     }
 
     fn tell_failure(&self, err: &FeedError, connected: bool) {
@@ -814,8 +988,15 @@ impl Feed {
         let text = err.to_string();
         let mut news = true;
         self.health.update_feed(|feed| {
-            news = feed.last_error.as_ref().is_none_or(|last| last.text != text) || connected;
-            feed.last_error = Some(LastError { at: Timestamp::now(), text: text.clone() });
+            news = feed
+                .last_error
+                .as_ref()
+                .is_none_or(|last| last.text != text)
+                || connected;
+            feed.last_error = Some(LastError {
+                at: Timestamp::now(),
+                text: text.clone(),
+            });
             feed.reconnects = feed.reconnects.saturating_add(1);
         });
         // The same failure again and again is one line, and a metric.
@@ -827,8 +1008,12 @@ impl Feed {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, FeedError> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| FeedError::Panicked)
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, FeedError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| FeedError::Panicked)
 }
 
 fn refuse(order: Order, why: OrderError) {
@@ -885,7 +1070,9 @@ fn add(sum: &mut RefreshReport, applied: &Applied) {
 
 fn verify_report(applied: &Applied, comparison: &Comparison, began: Instant) -> VerifyReport {
     let repaired = applied.written.saturating_add(applied.removed);
-    let held = applied.held.map_or(0, |loss| loss.tenants.saturating_add(loss.numbers));
+    let held = applied
+        .held
+        .map_or(0, |loss| loss.tenants.saturating_add(loss.numbers));
     VerifyReport {
         tenants: comparison.tenants,
         numbers: comparison.numbers,
@@ -903,7 +1090,11 @@ fn verify_report(applied: &Applied, comparison: &Comparison, began: Instant) -> 
                     What::Different => "different",
                     What::Surplus => "surplus",
                 };
-                Difference { table, key, what: what.to_owned() }
+                Difference {
+                    table,
+                    key,
+                    what: what.to_owned(),
+                }
             })
             .collect(),
         repaired,
@@ -917,7 +1108,8 @@ fn millis(duration: Duration) -> u64 {
 }
 
 fn now_seconds() -> f64 {
-    Duration::from_millis(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0)).as_secs_f64()
+    Duration::from_millis(u64::try_from(Timestamp::now().as_millisecond()).unwrap_or(0))
+        .as_secs_f64()
 }
 
 fn after(instant: Instant, duration: Duration) -> Instant {

@@ -13,6 +13,7 @@ mod lookup;
 mod params;
 #[cfg(test)]
 mod tests;
+mod unit;
 mod wire;
 
 use std::io;
@@ -32,7 +33,7 @@ use self::line::{Ends, Stream};
 use self::listen::Door;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
-use crate::config::{Config, Problem};
+use crate::config::{Config, Problem, Right};
 use crate::engine::Engine;
 use crate::feed::handle::FeedHandle;
 use crate::health::Health;
@@ -108,6 +109,9 @@ pub fn bind(config: &Config) -> Result<Doors, BindError> {
     let access = Access::new(&config.access, &names, daemon, group)
         .map_err(BindError::Access)?
         .with_tcp_rate(config.http.tcp_rate);
+    if let Some(why) = units_cannot_be_told(config) {
+        tracing::warn!(why, "rules of access about units match nobody");
+    }
     Ok(Doors {
         call: opened.call,
         admin: opened.admin,
@@ -127,6 +131,16 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             .flatten(),
     );
     problems
+}
+
+/// Why rules about units match nobody on this host, where there are such rules.
+#[must_use]
+pub fn units_cannot_be_told(config: &Config) -> Option<&'static str> {
+    if config.access.iter().any(|rule| rule.unit.is_some()) {
+        unit::cannot_be_told()
+    } else {
+        None
+    }
 }
 
 /// Answers until `stop`, then drains: who had connected is still accepted, what had been sent is still answered, for
@@ -385,18 +399,27 @@ impl Host for Node {
         side: Side,
         stream: &Stream,
     ) -> io::Result<Connection> {
-        let caller = match stream {
+        let now = Instant::now();
+        let mut caller = match stream {
             Stream::Tcp(_) => Caller::Tcp,
             Stream::Unix(stream) => {
                 let with_groups = side == Side::Admin || self.access.asks_for_groups();
                 Caller::Unix(door.peer(stream, with_groups)?)
             }
         };
-        let may = match (side, &caller) {
-            (Side::Call, _) => May::Call(self.access.rights(&caller, Instant::now())),
+        let mut may = match (side, &caller) {
+            (Side::Call, _) => May::Call(self.access.rights(&caller, now)),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
             (Side::Admin, Caller::Tcp) => May::Admin(false),
         };
+        // Asked for where a rule is about it, and where the log may have to tell who was refused.
+        let matters = self.access.asks_for_units() || may.refuses();
+        if let (true, Stream::Unix(stream), Caller::Unix(peer)) = (matters, stream, &mut caller) {
+            peer.unit = peer.pid.and_then(|pid| unit::of_peer(stream, pid));
+            if peer.unit.is_some() && side == Side::Call && self.access.asks_for_units() {
+                may = May::Call(self.access.rights(&caller, now));
+            }
+        }
         if side == Side::Call {
             self.app.metrics.connections_total.inc();
             self.app.metrics.connections.inc();
@@ -432,6 +455,18 @@ struct Connection {
 enum May {
     Call(Rights),
     Admin(bool),
+}
+
+impl May {
+    /// Whether there is anything that this caller would be refused.
+    fn refuses(&self) -> bool {
+        match self {
+            Self::Call(rights) => [Right::Config, Right::Credentials]
+                .into_iter()
+                .any(|right| !rights.anywhere(right)),
+            Self::Admin(may) => !may,
+        }
+    }
 }
 
 impl Drop for Connection {

@@ -18,7 +18,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::digest;
-use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError, TableDefinition};
+use redb::{
+    Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
+    TableDefinition,
+};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
@@ -61,7 +64,9 @@ pub enum ReplicaError {
         what: String,
     },
     /// Written by a later version.
-    #[error("replica {path}: format {found}, this version reads {FORMAT}; run the version that wrote it, or with Postgres up remove the file to copy everything anew")]
+    #[error(
+        "replica {path}: format {found}, this version reads {FORMAT}; run the version that wrote it, or with Postgres up remove the file to copy everything anew"
+    )]
     Format {
         /// The file.
         path: PathBuf,
@@ -100,14 +105,19 @@ pub enum ReplicaError {
 
 impl ReplicaError {
     fn storage(doing: &'static str) -> impl Fn(redb::Error) -> Self {
-        move |err| Self::Storage { doing, what: err.to_string() }
+        move |err| Self::Storage {
+            doing,
+            what: err.to_string(),
+        }
     }
 }
 
 /// Shortens `map_err` for the engine's many error types.
 macro_rules! tried {
     ($doing:literal, $result:expr) => {
-        $result.map_err(redb::Error::from).map_err(ReplicaError::storage($doing))
+        $result
+            .map_err(redb::Error::from)
+            .map_err(ReplicaError::storage($doing))
     };
 }
 
@@ -230,7 +240,10 @@ impl Incoming {
         let (send_next, take_next) = oneshot::channel();
         let _ = send_rows.try_send(rows);
         let _ = send_next.send(next);
-        Self { rows: take_rows, next: take_next }
+        Self {
+            rows: take_rows,
+            next: take_next,
+        }
     }
 }
 
@@ -254,7 +267,9 @@ pub struct Replica {
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Replica").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Replica")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
     }
 }
 
@@ -269,24 +284,51 @@ impl Replica {
         let lock = lock_directory(dir)?;
         let file = dir.join("replica.redb");
         let existed = file.exists();
-        let open = |err| ReplicaError::Open { path: file.clone(), source: err };
+        let open = |err| ReplicaError::Open {
+            path: file.clone(),
+            source: err,
+        };
         let stamp = stamp::StampFile::open(&dir.join("level")).map_err(open)?;
         let why = match Self::try_open(&file, keyring)? {
             Ok((db, key)) => {
                 let opened = if existed { Opened::Kept } else { Opened::New };
-                return Ok((Self { db, key, stamp, file, _lock: lock }, opened));
+                return Ok((
+                    Self {
+                        db,
+                        key,
+                        stamp,
+                        file,
+                        _lock: lock,
+                    },
+                    opened,
+                ));
             }
             Err(why) => why,
         };
         let to = set_aside(&file).map_err(open)?;
         match Self::try_open(&file, keyring)? {
-            Ok((db, key)) => Ok((Self { db, key, stamp, file, _lock: lock }, Opened::SetAside { to, why })),
-            Err(why) => Err(ReplicaError::Storage { doing: "beginning a new file", what: why }),
+            Ok((db, key)) => Ok((
+                Self {
+                    db,
+                    key,
+                    stamp,
+                    file,
+                    _lock: lock,
+                },
+                Opened::SetAside { to, why },
+            )),
+            Err(why) => Err(ReplicaError::Storage {
+                doing: "beginning a new file",
+                what: why,
+            }),
         }
     }
 
     /// The outer error stops the daemon, the inner one says why the file is of no use.
-    fn try_open(file: &Path, keyring: &Keyring) -> Result<Result<(Database, DataKey), String>, ReplicaError> {
+    fn try_open(
+        file: &Path,
+        keyring: &Keyring,
+    ) -> Result<Result<(Database, DataKey), String>, ReplicaError> {
         // The engine may panic on a damaged file that its checks do not catch.
         let tried = catch_unwind(AssertUnwindSafe(|| {
             let db = Database::builder()
@@ -304,14 +346,23 @@ impl Replica {
         };
         let path = || file.to_path_buf();
         match failure {
-            OpenFailure::Database(DatabaseError::DatabaseAlreadyOpen) => Err(ReplicaError::InUse { path: path() }),
-            OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err))) if !is_damage(&err) => {
-                Err(ReplicaError::Open { path: path(), source: err })
+            OpenFailure::Database(DatabaseError::DatabaseAlreadyOpen) => {
+                Err(ReplicaError::InUse { path: path() })
+            }
+            OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err)))
+                if !is_damage(&err) =>
+            {
+                Err(ReplicaError::Open {
+                    path: path(),
+                    source: err,
+                })
             }
             OpenFailure::Database(err) => Ok(Err(err.to_string())),
             OpenFailure::Replica(err @ ReplicaError::Format { .. }) => Err(err),
             OpenFailure::Replica(err) => Ok(Err(err.to_string())),
-            OpenFailure::Keys => Ok(Err("it is sealed with keys that the keyring no longer has".to_owned())),
+            OpenFailure::Keys => Ok(Err(
+                "it is sealed with keys that the keyring no longer has".to_owned()
+            )),
         }
     }
 
@@ -320,22 +371,32 @@ impl Replica {
         let txn = tried!("preparing", db.begin_write())?;
         let key = {
             let mut meta = tried!("preparing", txn.open_table(META))?;
-            let format = tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
+            let format =
+                tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
             match format {
                 None => {
                     let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
-                    tried!("preparing", meta.insert("format", FORMAT.to_le_bytes().as_slice()))?;
+                    tried!(
+                        "preparing",
+                        meta.insert("format", FORMAT.to_le_bytes().as_slice())
+                    )?;
                     write_keys(&mut meta, &key, keyring)?;
                     key
                 }
                 Some(bytes) => {
                     let found = bytes.try_into().map(u32::from_le_bytes).unwrap_or(u32::MAX);
                     if found != FORMAT {
-                        return Err(ReplicaError::Format { path: file.to_path_buf(), found }.into());
+                        return Err(ReplicaError::Format {
+                            path: file.to_path_buf(),
+                            found,
+                        }
+                        .into());
                     }
-                    let wrapped = tried!("reading the data key", meta.get("keys"))?.map(|v| v.value().to_vec());
-                    let wrapped: Vec<WrappedKey> =
-                        wrapped.and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default();
+                    let wrapped = tried!("reading the data key", meta.get("keys"))?
+                        .map(|v| v.value().to_vec());
+                    let wrapped: Vec<WrappedKey> = wrapped
+                        .and_then(|json| serde_json::from_slice(&json).ok())
+                        .unwrap_or_default();
                     DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)?
                 }
             }
@@ -464,11 +525,17 @@ impl Replica {
                 seen_numbers: BTreeSet::new(),
                 gone: BTreeSet::new(),
             };
-            let before = (tried!("counting", writer.tenants.len())?, tried!("counting", writer.numbers.len())?);
+            let before = (
+                tried!("counting", writer.tenants.len())?,
+                tried!("counting", writer.numbers.len())?,
+            );
             while let Some(rows) = incoming.rows.blocking_recv() {
                 rows.into_iter().try_for_each(|row| writer.take(row))?;
             }
-            let mut next = incoming.next.blocking_recv().map_err(|_| ReplicaError::Abandoned)?;
+            let mut next = incoming
+                .next
+                .blocking_recv()
+                .map_err(|_| ReplicaError::Abandoned)?;
             let applied = writer.finish(before)?;
             next.held = applied.held.is_some() || (next.held && !terms.settles_held);
             let mut meta = tried!("writing", txn.open_table(META))?;
@@ -519,7 +586,9 @@ impl View<'_> {
     /// # Errors
     /// [`ReplicaError`] when it cannot be read or does not open.
     pub fn number(&self, e164: &str) -> Result<Option<FoundNumber>, ReplicaError> {
-        let Some(value) = tried!("reading a number", self.numbers.get(e164.as_bytes()))? else { return Ok(None) };
+        let Some(value) = tried!("reading a number", self.numbers.get(e164.as_bytes()))? else {
+            return Ok(None);
+        };
         open_number(self.key, e164, value.value()).map(Some)
     }
 
@@ -528,7 +597,13 @@ impl View<'_> {
     /// # Errors
     /// [`ReplicaError`] when it cannot be read or does not open.
     pub fn tenant(&self, id: Uuid) -> Result<Option<TenantRecord>, ReplicaError> {
-        let Some(value) = tried!("reading a tenant", self.tenants.get(id.as_bytes().as_slice()))? else { return Ok(None) };
+        let Some(value) = tried!(
+            "reading a tenant",
+            self.tenants.get(id.as_bytes().as_slice())
+        )?
+        else {
+            return Ok(None);
+        };
         open_tenant(self.key, id, value.value()).map(Some)
     }
 
@@ -537,7 +612,11 @@ impl View<'_> {
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn has_tenant(&self, id: Uuid) -> Result<bool, ReplicaError> {
-        Ok(tried!("reading a tenant", self.tenants.get(id.as_bytes().as_slice()))?.is_some())
+        Ok(tried!(
+            "reading a tenant",
+            self.tenants.get(id.as_bytes().as_slice())
+        )?
+        .is_some())
     }
 
     /// Ids of all tenants.
@@ -575,27 +654,49 @@ impl View<'_> {
         let mut all = BTreeMap::new();
         for entry in tried!("reading hashes", self.tenants.iter())? {
             let (id, value) = tried!("reading hashes", entry)?;
-            let id = Uuid::from_slice(id.value()).map_err(|err| ReplicaError::Storage { doing: DOING, what: err.to_string() })?;
+            let id = Uuid::from_slice(id.value()).map_err(|err| ReplicaError::Storage {
+                doing: DOING,
+                what: err.to_string(),
+            })?;
             // A record that no longer opens counts as different, and is so read anew.
-            let hash = open_tenant(self.key, id, value.value()).ok().map(|record| record.hash);
-            all.insert(id, Hashes { rows: hash, count: 0, numbers: DocHash::of("") });
+            let hash = open_tenant(self.key, id, value.value())
+                .ok()
+                .map(|record| record.hash);
+            all.insert(
+                id,
+                Hashes {
+                    rows: hash,
+                    count: 0,
+                    numbers: DocHash::of(""),
+                },
+            );
         }
         let mut running: Option<(Uuid, u64, digest::Context)> = None;
-        let close = |all: &mut BTreeMap<Uuid, Hashes>, done: Option<(Uuid, u64, digest::Context)>| {
+        let close = |all: &mut BTreeMap<Uuid, Hashes>,
+                     done: Option<(Uuid, u64, digest::Context)>| {
             if let Some((id, count, context)) = done {
                 let mut hash = [0; 32];
-                hash.iter_mut().zip(context.finish().as_ref()).for_each(|(to, from)| *to = *from);
-                let entry = all.entry(id).or_insert(Hashes { rows: None, count: 0, numbers: DocHash(hash) });
+                hash.iter_mut()
+                    .zip(context.finish().as_ref())
+                    .for_each(|(to, from)| *to = *from);
+                let entry = all.entry(id).or_insert(Hashes {
+                    rows: None,
+                    count: 0,
+                    numbers: DocHash(hash),
+                });
                 (entry.count, entry.numbers) = (count, DocHash(hash));
             }
         };
         for entry in tried!("reading hashes", self.index.iter())? {
             let (key, value) = tried!("reading hashes", entry)?;
-            let Some((id, _)) = split_index(key.value()) else { continue };
+            let Some((id, _)) = split_index(key.value()) else {
+                continue;
+            };
             if running.as_ref().is_none_or(|(of, ..)| *of != id) {
                 close(&mut all, running.take());
             }
-            let (_, count, context) = running.get_or_insert_with(|| (id, 0, digest::Context::new(&digest::SHA256)));
+            let (_, count, context) =
+                running.get_or_insert_with(|| (id, 0, digest::Context::new(&digest::SHA256)));
             *count = count.saturating_add(1);
             context.update(value.value());
         }
@@ -635,7 +736,10 @@ impl Comparison {
     /// Begins with what is here.
     #[must_use]
     pub fn new(here: BTreeMap<Uuid, Hashes>) -> Self {
-        Self { here, ..Self::default() }
+        Self {
+            here,
+            ..Self::default()
+        }
     }
 
     /// Takes one hash of Postgres.
@@ -701,7 +805,11 @@ impl Writer<'_, '_> {
         self.applied.read = self.applied.read.saturating_add(1);
         match row {
             Row::Tenant { id, document } => self.tenant(id, &document),
-            Row::Number { tenant, e164, document } => self.number(tenant, &e164, &document),
+            Row::Number {
+                tenant,
+                e164,
+                document,
+            } => self.number(tenant, &e164, &document),
         }
     }
 
@@ -709,7 +817,10 @@ impl Writer<'_, '_> {
         if self.terms.cover.tenants.contains(&id) {
             self.seen_tenants.insert(id);
         }
-        let was = match tried!("reading a tenant", self.tenants.get(id.as_bytes().as_slice()))? {
+        let was = match tried!(
+            "reading a tenant",
+            self.tenants.get(id.as_bytes().as_slice())
+        )? {
             Some(value) => Some(open_tenant(self.key, id, value.value())),
             None => None,
         };
@@ -718,17 +829,32 @@ impl Writer<'_, '_> {
         {
             return Ok(());
         }
-        let what = if was.is_some() { What::Different } else { What::Missing };
+        let what = if was.is_some() {
+            What::Different
+        } else {
+            What::Missing
+        };
         let was = was.and_then(Result::ok);
         let limits = &self.terms.limits;
-        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits)).unwrap_or_else(|| TenantRecord {
-            hash: DocHash::of(document),
-            bundle: was.as_ref().map(|was| was.bundle.clone()).unwrap_or_default(),
-            faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
-        });
+        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits))
+            .unwrap_or_else(|| TenantRecord {
+                hash: DocHash::of(document),
+                bundle: was
+                    .as_ref()
+                    .map(|was| was.bundle.clone())
+                    .unwrap_or_default(),
+                faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
+            });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self.key.seal(&tenant_aad(id), &json).map_err(|_| ReplicaError::Seal)?;
-        tried!("writing a tenant", self.tenants.insert(id.as_bytes().as_slice(), sealed.as_slice()))?;
+        let sealed = self
+            .key
+            .seal(&tenant_aad(id), &json)
+            .map_err(|_| ReplicaError::Seal)?;
+        tried!(
+            "writing a tenant",
+            self.tenants
+                .insert(id.as_bytes().as_slice(), sealed.as_slice())
+        )?;
         self.applied.tenants.insert(id);
         self.wrote(Key::Tenant(id), what, None);
         Ok(())
@@ -747,27 +873,53 @@ impl Writer<'_, '_> {
         {
             return Ok(());
         }
-        let what = if was.is_some() { What::Different } else { What::Missing };
+        let what = if was.is_some() {
+            What::Different
+        } else {
+            What::Missing
+        };
         // Last good is of the same key: a number that moved to another tenant does not take its old row along.
         let was_good = was.and_then(Result::ok);
         if let Some(was) = &was_good
             && was.tenant != tenant
         {
-            tried!("writing a number", self.index.remove(index_key(was.tenant, e164).as_slice()))?;
+            tried!(
+                "writing a number",
+                self.index.remove(index_key(was.tenant, e164).as_slice())
+            )?;
         }
-        let previous = was_good.as_ref().filter(|was| was.tenant == tenant).map(|was| &was.record);
-        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| NumberRecord {
-            hash,
-            row: previous.and_then(|was| was.row.clone()),
-            faults: vec![poison(Table::TenantPhoneNumbers, e164.to_owned(), previous.is_some())],
+        let previous = was_good
+            .as_ref()
+            .filter(|was| was.tenant == tenant)
+            .map(|was| &was.record);
+        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| {
+            NumberRecord {
+                hash,
+                row: previous.and_then(|was| was.row.clone()),
+                faults: vec![poison(
+                    Table::TenantPhoneNumbers,
+                    e164.to_owned(),
+                    previous.is_some(),
+                )],
+            }
         });
         let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self.key.seal(&number_aad(tenant, e164), &json).map_err(|_| ReplicaError::Seal)?;
+        let sealed = self
+            .key
+            .seal(&number_aad(tenant, e164), &json)
+            .map_err(|_| ReplicaError::Seal)?;
         let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
         value.extend_from_slice(tenant.as_bytes());
         value.extend_from_slice(&sealed);
-        tried!("writing a number", self.numbers.insert(e164.as_bytes(), value.as_slice()))?;
-        tried!("writing a number", self.index.insert(index_key(tenant, e164).as_slice(), hash.0.as_slice()))?;
+        tried!(
+            "writing a number",
+            self.numbers.insert(e164.as_bytes(), value.as_slice())
+        )?;
+        tried!(
+            "writing a number",
+            self.index
+                .insert(index_key(tenant, e164).as_slice(), hash.0.as_slice())
+        )?;
         self.faults(e164, record.faults)?;
         self.changed_number(e164);
         self.wrote(Key::Number(e164.to_owned()), what, Some(tenant));
@@ -785,7 +937,8 @@ impl Writer<'_, '_> {
             }
             _ => {
                 self.close_group()?;
-                if self.terms.cover.numbers_of.contains(&tenant) && !self.finished.contains(&tenant) {
+                if self.terms.cover.numbers_of.contains(&tenant) && !self.finished.contains(&tenant)
+                {
                     self.group = Some((tenant, BTreeSet::from([e164.to_owned()])));
                 }
             }
@@ -824,7 +977,12 @@ impl Writer<'_, '_> {
         let cover = &self.terms.cover;
         let mut gone_tenants = Vec::new();
         for id in cover.tenants.difference(&self.seen_tenants.clone()) {
-            if tried!("reading a tenant", self.tenants.get(id.as_bytes().as_slice()))?.is_some() {
+            if tried!(
+                "reading a tenant",
+                self.tenants.get(id.as_bytes().as_slice())
+            )?
+            .is_some()
+            {
                 gone_tenants.push(*id);
                 // No number answers without its tenant; one that moved on belongs to another by now.
                 self.numbers_gone(*id, &none)?;
@@ -841,18 +999,27 @@ impl Writer<'_, '_> {
         let held = change::holds_loss(lost.0, before.0, self.terms.hold_percent)
             || change::holds_loss(lost.1, before.1, self.terms.hold_percent);
         if held && !self.terms.accept_loss {
-            self.applied.held = Some(HeldLoss { tenants: lost.0, numbers: lost.1 });
+            self.applied.held = Some(HeldLoss {
+                tenants: lost.0,
+                numbers: lost.1,
+            });
             return Ok(self.applied);
         }
         for (tenant, e164) in gone {
             tried!("removing a number", self.numbers.remove(e164.as_bytes()))?;
-            tried!("removing a number", self.index.remove(index_key(tenant, &e164).as_slice()))?;
+            tried!(
+                "removing a number",
+                self.index.remove(index_key(tenant, &e164).as_slice())
+            )?;
             self.faults(&e164, Vec::new())?;
             self.changed_number(&e164);
             self.removed(Key::Number(e164), Some(tenant));
         }
         for id in gone_tenants {
-            tried!("removing a tenant", self.tenants.remove(id.as_bytes().as_slice()))?;
+            tried!(
+                "removing a tenant",
+                self.tenants.remove(id.as_bytes().as_slice())
+            )?;
             self.applied.tenants.insert(id);
             self.removed(Key::Tenant(id), None);
         }
@@ -864,7 +1031,10 @@ impl Writer<'_, '_> {
         let mut there = BTreeSet::new();
         for (from, e164) in std::mem::take(&mut self.gone) {
             let tenant = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
-                Some(value) => value.value().get(..16).and_then(|id| Uuid::from_slice(id).ok()),
+                Some(value) => value
+                    .value()
+                    .get(..16)
+                    .and_then(|id| Uuid::from_slice(id).ok()),
                 None => None,
             };
             match (tenant, from) {
@@ -876,7 +1046,10 @@ impl Writer<'_, '_> {
                 }
                 // It moved on: only its old place in the index goes.
                 (_, Some(from)) => {
-                    tried!("removing a number", self.index.remove(index_key(from, &e164).as_slice()))?;
+                    tried!(
+                        "removing a number",
+                        self.index.remove(index_key(from, &e164).as_slice())
+                    )?;
                 }
                 (None, None) => {}
             }
@@ -892,9 +1065,14 @@ impl Writer<'_, '_> {
         if faults.is_empty() {
             tried!("writing faults", self.faulty.remove(e164.as_bytes()))?;
         } else {
-            tried!("writing faults", self.faulty.insert(e164.as_bytes(), [].as_slice()))?;
+            tried!(
+                "writing faults",
+                self.faulty.insert(e164.as_bytes(), [].as_slice())
+            )?;
         }
-        self.applied.faults.extend(e164.parse().ok().map(|number| (number, faults)));
+        self.applied
+            .faults
+            .extend(e164.parse().ok().map(|number| (number, faults)));
         Ok(())
     }
 
@@ -921,7 +1099,8 @@ impl Writer<'_, '_> {
         let was_told = match &key {
             Key::Tenant(id) => told.tenants.contains(id),
             Key::Number(e164) => {
-                told.numbers.contains(e164) || tenant.is_some_and(|id| told.numbers_of.contains(&id))
+                told.numbers.contains(e164)
+                    || tenant.is_some_and(|id| told.numbers_of.contains(&id))
             }
         };
         if !was_told {
@@ -939,23 +1118,39 @@ fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
 }
 
 fn poison(table: Table, key: String, last_good: bool) -> Fault {
-    let detail = "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
-    Fault { table, key, reason: Reason::Malformed, detail, last_good }
+    let detail =
+        "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
+    Fault {
+        table,
+        key,
+        reason: Reason::Malformed,
+        detail,
+        last_good,
+    }
 }
 
 fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }
 
-fn write_keys(meta: &mut redb::Table<'_, &'static str, &'static [u8]>, key: &DataKey, keyring: &Keyring) -> Result<(), ReplicaError> {
+fn write_keys(
+    meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    key: &DataKey,
+    keyring: &Keyring,
+) -> Result<(), ReplicaError> {
     let wrapped = key.wrap(keyring).map_err(|_| ReplicaError::Seal)?;
     let json = serde_json::to_vec(&wrapped).map_err(|_| ReplicaError::Seal)?;
     tried!("writing the data key", meta.insert("keys", json.as_slice())).map(|_| ())
 }
 
-fn write_cursor(meta: &mut redb::Table<'_, &'static str, &'static [u8]>, cursor: &Cursor) -> Result<(), ReplicaError> {
-    let json = serde_json::to_vec(cursor)
-        .map_err(|err| ReplicaError::Storage { doing: "writing the cursor", what: err.to_string() })?;
+fn write_cursor(
+    meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
+    cursor: &Cursor,
+) -> Result<(), ReplicaError> {
+    let json = serde_json::to_vec(cursor).map_err(|err| ReplicaError::Storage {
+        doing: "writing the cursor",
+        what: err.to_string(),
+    })?;
     tried!("writing the cursor", meta.insert("cursor", json.as_slice())).map(|_| ())
 }
 
@@ -973,20 +1168,29 @@ fn index_key(tenant: Uuid, e164: &str) -> Vec<u8> {
 
 fn split_index(key: &[u8]) -> Option<(Uuid, &str)> {
     let (tenant, e164) = key.split_at_checked(16)?;
-    Some((Uuid::from_slice(tenant).ok()?, std::str::from_utf8(e164).ok()?))
+    Some((
+        Uuid::from_slice(tenant).ok()?,
+        std::str::from_utf8(e164).ok()?,
+    ))
 }
 
 fn open_number(key: &DataKey, e164: &str, value: &[u8]) -> Result<FoundNumber, ReplicaError> {
-    let wrong = || ReplicaError::Record { key: e164.to_owned() };
+    let wrong = || ReplicaError::Record {
+        key: e164.to_owned(),
+    };
     let (tenant, sealed) = value.split_at_checked(16).ok_or_else(wrong)?;
     let tenant = Uuid::from_slice(tenant).map_err(|_| wrong())?;
-    let json = key.open(&number_aad(tenant, e164), sealed).map_err(|_| wrong())?;
+    let json = key
+        .open(&number_aad(tenant, e164), sealed)
+        .map_err(|_| wrong())?;
     let record = serde_json::from_slice(&json).map_err(|_| wrong())?;
     Ok(FoundNumber { tenant, record })
 }
 
 fn open_tenant(key: &DataKey, id: Uuid, value: &[u8]) -> Result<TenantRecord, ReplicaError> {
-    let wrong = || ReplicaError::Record { key: id.to_string() };
+    let wrong = || ReplicaError::Record {
+        key: id.to_string(),
+    };
     let json = key.open(&tenant_aad(id), value).map_err(|_| wrong())?;
     serde_json::from_slice(&json).map_err(|_| wrong())
 }
@@ -1006,21 +1210,40 @@ impl From<ReplicaError> for OpenFailure {
 
 /// Whether an error of the file is one of its content, not of the disk or of rights.
 fn is_damage(err: &io::Error) -> bool {
-    matches!(err.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData)
+    matches!(
+        err.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
+    )
 }
 
 /// Makes the directory, and refuses one that others can write or read.
 fn safe_directory(dir: &Path) -> Result<(), ReplicaError> {
-    let open = |source| ReplicaError::Open { path: dir.to_path_buf(), source };
-    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(open)?;
+    let open = |source| ReplicaError::Open {
+        path: dir.to_path_buf(),
+        source,
+    };
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(open)?;
     let found = std::fs::metadata(dir).map_err(open)?;
-    let not_safe = |what: String| ReplicaError::Unsafe { path: dir.to_path_buf(), what };
+    let not_safe = |what: String| ReplicaError::Unsafe {
+        path: dir.to_path_buf(),
+        what,
+    };
     let me = rustix::process::geteuid().as_raw();
     if found.uid() != me {
-        return Err(not_safe(format!("belongs to uid {}, not to this process's {me}", found.uid())));
+        return Err(not_safe(format!(
+            "belongs to uid {}, not to this process's {me}",
+            found.uid()
+        )));
     }
     if found.permissions().mode() & 0o077 != 0 {
-        return Err(not_safe(format!("mode {:04o} lets others in", found.permissions().mode() & 0o7777)));
+        return Err(not_safe(format!(
+            "mode {:04o} lets others in",
+            found.permissions().mode() & 0o7777
+        )));
     }
     Ok(())
 }
@@ -1034,28 +1257,48 @@ pub fn in_use(dir: &Path) -> bool {
 
 /// Held for the life of the process; the kernel lets go of it however the process ends.
 fn lock_directory(dir: &Path) -> Result<File, ReplicaError> {
-    let open = |source| ReplicaError::Open { path: dir.to_path_buf(), source };
-    let lock = File::options().write(true).create(true).truncate(false).open(dir.join("lock")).map_err(open)?;
+    let open = |source| ReplicaError::Open {
+        path: dir.to_path_buf(),
+        source,
+    };
+    let lock = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(dir.join("lock"))
+        .map_err(open)?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicaError::InUse { path: dir.to_path_buf() }),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicaError::InUse {
+            path: dir.to_path_buf(),
+        }),
         Err(err) => Err(open(err.into())),
     }
 }
 
 /// Renames a file that is of no use, and removes older ones of its kind.
 fn set_aside(file: &Path) -> io::Result<PathBuf> {
-    let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%S%3fZ").to_string();
+    let now = jiff::Timestamp::now()
+        .strftime("%Y%m%dT%H%M%S%3fZ")
+        .to_string();
     let to = file.with_extension(format!("damaged-{now}"));
     std::fs::rename(file, &to)?;
-    let Some(dir) = file.parent() else { return Ok(to) };
+    let Some(dir) = file.parent() else {
+        return Ok(to);
+    };
     File::open(dir)?.sync_all()?;
     let mut aside: Vec<PathBuf> = std::fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_some_and(|ext| ext.to_string_lossy().starts_with("damaged-")))
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ext| ext.to_string_lossy().starts_with("damaged-"))
+        })
         .collect();
     aside.sort();
     let surplus = aside.len().saturating_sub(KEPT_ASIDE);
-    aside.iter().take(surplus).try_for_each(std::fs::remove_file)?;
+    aside
+        .iter()
+        .take(surplus)
+        .try_for_each(std::fs::remove_file)?;
     Ok(to)
 }

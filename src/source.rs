@@ -377,8 +377,14 @@ impl Session {
     /// [`SourceError`] as for every statement.
     pub async fn written(&self) -> Result<u64, SourceError> {
         const DOING: &str = "asking how far the log is written";
-        let row = self.client.query_typed_one(sql::WRITTEN, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
-        let wal: i64 = row.try_get(0).map_err(|err| SourceError::shape(DOING, chain(&err)))?;
+        let row = self
+            .client
+            .query_typed_one(sql::WRITTEN, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
+        let wal: i64 = row
+            .try_get(0)
+            .map_err(|err| SourceError::shape(DOING, chain(&err)))?;
         Ok(wal.unsigned_abs())
     }
 
@@ -389,11 +395,18 @@ impl Session {
     /// [`SourceError`] as for every statement.
     pub async fn replayed(&self) -> Result<(u64, Option<Duration>), SourceError> {
         const DOING: &str = "asking how far the log is replayed";
-        let row = self.client.query_typed_one(sql::REPLAYED, &[]).await.map_err(|err| SourceError::of(DOING, &err))?;
+        let row = self
+            .client
+            .query_typed_one(sql::REPLAYED, &[])
+            .await
+            .map_err(|err| SourceError::of(DOING, &err))?;
         let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
         let wal: Option<i64> = row.try_get(0).map_err(read)?;
         let age: Option<i64> = row.try_get(1).map_err(read)?;
-        Ok((wal.unwrap_or(0).unsigned_abs(), age.map(|ms| Duration::from_millis(ms.unsigned_abs()))))
+        Ok((
+            wal.unwrap_or(0).unsigned_abs(),
+            age.map(|ms| Duration::from_millis(ms.unsigned_abs())),
+        ))
     }
 
     /// Where doorbells arrive.

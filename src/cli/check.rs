@@ -141,6 +141,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     keys(&config, &mut findings);
     replica_dir(&config, &mut findings);
     access(&config, &mut findings);
+    units(&config, &mut findings);
     block_on(async {
         sockets(&config, &mut findings).await;
         if !args.offline {
@@ -320,6 +321,17 @@ fn access(config: &Config, findings: &mut Findings) {
         Err(problems) => problems
             .iter()
             .for_each(|problem| findings.problem(&problem.key, &problem.what, "")),
+    }
+}
+
+/// What the kernel would have to tell for rules about units to match.
+fn units(config: &Config, findings: &mut Findings) {
+    if let Some(why) = crate::http::units_cannot_be_told(config) {
+        findings.warning(
+            "access",
+            format!("rules about units match nobody: {why}"),
+            "let the daemon see /proc, or name users or groups instead",
+        );
     }
 }
 

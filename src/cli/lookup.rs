@@ -49,8 +49,17 @@ pub(super) fn run(settings: &SettingsArgs, args: &LookupArgs) -> Result<Exit, Cl
     let reply = block_on(client.get(&client::target(&path, &query), QUICK))??;
     if args.field.is_some() && !reply.is_ok() {
         // A field that is refused says nothing but a number; the whole answer says why.
-        let whole = if reply.body.is_empty() { Some(block_on(client.get(&client::target("/v1/lookup", &query), QUICK))??) } else { None };
-        return Err(whole.filter(|whole| !whole.is_ok()).unwrap_or(reply).refusal());
+        let whole = if reply.body.is_empty() {
+            Some(block_on(
+                client.get(&client::target("/v1/lookup", &query), QUICK),
+            )??)
+        } else {
+            None
+        };
+        return Err(whole
+            .filter(|whole| !whole.is_ok())
+            .unwrap_or(reply)
+            .refusal());
     }
     if args.json || args.format.is_some() || args.field.is_some() {
         output::print_body(&reply.body)?;

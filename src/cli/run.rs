@@ -33,7 +33,10 @@ pub(super) fn run(settings: &SettingsArgs) -> Result<Exit, CliError> {
     ended.ok_or_else(|| {
         // Waits for nothing that still runs.
         runtime.shutdown_background();
-        CliError::Answer { message: "told to stop a second time; ended without draining".to_owned(), exit: Exit::No }
+        CliError::Answer {
+            message: "told to stop a second time; ended without draining".to_owned(),
+            exit: Exit::No,
+        }
     })
 }
 
@@ -44,15 +47,17 @@ pub(super) async fn serve(
     stop: CancellationToken,
 ) -> Result<(), CliError> {
     let log = log::init(&config.log).map_err(|err| CliError::below("run", Exit::Usage, err))?;
-    daemon::run(config, log, sources, stop).await.map_err(|err| CliError::below("run", exit(&err), err))
+    daemon::run(config, log, sources, stop)
+        .await
+        .map_err(|err| CliError::below("run", exit(&err), err))
 }
 
 /// What no retry can mend stands in the settings.
 fn exit(err: &DaemonError) -> Exit {
     match err {
-        DaemonError::RawKey(_) | DaemonError::Target(_) | DaemonError::Bind(BindError::Access(_) | BindError::NoGroup { .. }) => {
-            Exit::Usage
-        }
+        DaemonError::RawKey(_)
+        | DaemonError::Target(_)
+        | DaemonError::Bind(BindError::Access(_) | BindError::NoGroup { .. }) => Exit::Usage,
         _ => Exit::No,
     }
 }

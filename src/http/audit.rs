@@ -47,6 +47,7 @@ fn write(caller: &Caller, what: &str, unwritten: u64) {
             uid = peer.uid,
             gid = peer.gid,
             pid = peer.pid,
+            unit = peer.unit,
             what,
             unwritten,
             "access refused"

@@ -197,6 +197,7 @@ impl Door {
             gid,
             groups,
             pid,
+            unit: None,
         })
     }
 }

@@ -251,9 +251,15 @@ enum Known {
 ///
 /// Who has no right to a tenant must not learn that a number is one of its: to that caller it is a number nobody has,
 /// bad rows included.
-async fn find(app: &App, rights: &Rights, wants: Wants, readings: impl Iterator<Item = E164>) -> Result<Known, Fail> {
+async fn find(
+    app: &App,
+    rights: &Rights,
+    wants: Wants,
+    readings: impl Iterator<Item = E164>,
+) -> Result<Known, Fail> {
     let may_know = |tenant: &Tenant| {
-        rights.config(tenant) || (wants == Wants::Credentials && rights.credentials(tenant) != Providers::None)
+        rights.config(tenant)
+            || (wants == Wants::Credentials && rights.credentials(tenant) != Providers::None)
     };
     for number in readings {
         match app.engine.find(&number).await {
@@ -268,7 +274,11 @@ async fn find(app: &App, rights: &Rights, wants: Wants, readings: impl Iterator<
                 if wants != Wants::Explain {
                     return Err(fail);
                 }
-                let reply = Reply::new(fail.code(), Form::Json, explain::never_good(&number, &faults));
+                let reply = Reply::new(
+                    fail.code(),
+                    Form::Json,
+                    explain::never_good(&number, &faults),
+                );
                 return Ok(Known::NeverGood(reply.with(header::RETRY_AFTER, "1")));
             }
             Err(refusal) => return Err(refused(refusal)),

@@ -118,8 +118,10 @@ impl Reply {
         }
     }
 
+    /// With this header, in place of one of that name.
     pub(super) fn with(mut self, name: HeaderName, value: &str) -> Self {
         if let Ok(value) = HeaderValue::from_str(value) {
+            self.headers.retain(|(given, _)| *given != name);
             self.headers.push((name, value));
         }
         self

@@ -22,8 +22,16 @@ pub(super) struct StampFile {
 
 impl StampFile {
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { file, boot: boot_id() })
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)?;
+        Ok(Self {
+            file,
+            boot: boot_id(),
+        })
     }
 
     /// Level was proved at this time since boot.
@@ -36,13 +44,18 @@ impl StampFile {
     /// How long ago level was proved; `None` when it never was or the file says nothing sure.
     pub(super) fn age(&self) -> Option<Duration> {
         let mut bytes = Vec::new();
-        (&self.file).take(u64::try_from(LENGTH).unwrap_or(u64::MAX)).read_to_end(&mut bytes).ok()?;
+        (&self.file)
+            .take(u64::try_from(LENGTH).unwrap_or(u64::MAX))
+            .read_to_end(&mut bytes)
+            .ok()?;
         age(&bytes, &self.boot, since_boot(), wall())
     }
 }
 
 fn wall() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
 }
 
 /// Sixteen bytes that differ after each boot; zero where the kernel does not tell.
@@ -55,7 +68,9 @@ fn boot_id() -> [u8; 16] {
 }
 
 fn millis(duration: Duration) -> [u8; 8] {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).to_le_bytes()
+    u64::try_from(duration.as_millis())
+        .unwrap_or(u64::MAX)
+        .to_le_bytes()
 }
 
 fn encode(boot: &[u8; 16], proven: Duration, wall: Duration) -> Vec<u8> {
@@ -118,7 +133,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("level");
         assert_eq!(StampFile::open(&path).unwrap().age(), None);
-        StampFile::open(&path).unwrap().write(since_boot().saturating_sub(S(7))).unwrap();
+        StampFile::open(&path)
+            .unwrap()
+            .write(since_boot().saturating_sub(S(7)))
+            .unwrap();
         let age = StampFile::open(&path).unwrap().age().unwrap();
         assert!(age >= S(7) && age < S(60), "{age:?}");
     }

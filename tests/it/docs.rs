@@ -35,7 +35,11 @@ fn inline(text: &str) -> Vec<String> {
             outside && !fence
         })
         .collect();
-    prose.iter().flat_map(|line| line.split('`').skip(1).step_by(2)).map(str::to_owned).collect()
+    prose
+        .iter()
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Whether a text is as shown: `…` stands for anything, digits after `ms":` and at the end of a metric for any number.
@@ -70,8 +74,14 @@ async fn every_curl_line_of_the_readme_answers_as_shown() {
     let lines = fenced(&readme(), "console");
     let mut tried = 0;
     for pair in lines.windows(2) {
-        let Some(command) = pair[0].strip_prefix("$ curl ") else { continue };
-        let url = command.split_whitespace().map(|word| word.trim_matches('\'')).find(|word| word.starts_with("http://")).unwrap();
+        let Some(command) = pair[0].strip_prefix("$ curl ") else {
+            continue;
+        };
+        let url = command
+            .split_whitespace()
+            .map(|word| word.trim_matches('\''))
+            .find(|word| word.starts_with("http://"))
+            .unwrap();
         let path = url.splitn(4, '/').nth(3).unwrap();
         let reply = if command.contains("--unix-socket") {
             node.get(&format!("/{path}")).await
@@ -80,9 +90,17 @@ async fn every_curl_line_of_the_readme_answers_as_shown() {
         };
         if path == "metrics" {
             let name = pair[1].split(' ').next().unwrap();
-            assert!(reply.body.lines().any(|line| line.starts_with(name)), "{name}");
+            assert!(
+                reply.body.lines().any(|line| line.starts_with(name)),
+                "{name}"
+            );
         } else {
-            assert!(is_as_shown(&pair[1], &reply.body), "{command}\nshown:    {}\nanswered: {}", pair[1], reply.body);
+            assert!(
+                is_as_shown(&pair[1], &reply.body),
+                "{command}\nshown:    {}\nanswered: {}",
+                pair[1],
+                reply.body
+            );
         }
         tried += 1;
     }
@@ -96,12 +114,16 @@ async fn every_command_of_the_readme_is_taken() {
     let manuals = node.path("man");
     fs::create_dir(&manuals).unwrap();
     let text = readme();
-    let shown = inline(&text).into_iter().chain(fenced(&text, "sh").into_iter().map(|line| {
-        line.split('#').next().unwrap().trim().to_owned()
-    }));
+    let shown = inline(&text).into_iter().chain(
+        fenced(&text, "sh")
+            .into_iter()
+            .map(|line| line.split('#').next().unwrap().trim().to_owned()),
+    );
     let mut tried = BTreeSet::new();
     for command in shown {
-        let Some(rest) = command.strip_prefix("sidetone ") else { continue };
+        let Some(rest) = command.strip_prefix("sidetone ") else {
+            continue;
+        };
         let words: Vec<&str> = rest.split_whitespace().collect();
         let name = words[0];
         let placeholders = rest.contains('…') || rest.contains('"');
@@ -111,22 +133,55 @@ async fn every_command_of_the_readme_is_taken() {
                 let flags = words.iter().skip(1).filter(|word| word.starts_with("--"));
                 let help = String::from_utf8(node.cli(&[name, "--help"]).stdout).unwrap();
                 for flag in flags {
-                    assert!(help.contains(flag.split('=').next().unwrap()), "{command}: {help}");
+                    assert!(
+                        help.contains(flag.split('=').next().unwrap()),
+                        "{command}: {help}"
+                    );
                 }
             }
             _ if placeholders => continue,
             _ => {
                 let manuals = manuals.to_str().unwrap();
-                let words: Vec<&str> = words.iter().map(|word| if word.starts_with("/usr/share/man") { manuals } else { *word }).collect();
+                let words: Vec<&str> = words
+                    .iter()
+                    .map(|word| {
+                        if word.starts_with("/usr/share/man") {
+                            manuals
+                        } else {
+                            *word
+                        }
+                    })
+                    .collect();
                 let output = node.cli(&words);
                 assert_eq!(output.status.code(), Some(0), "{command}: {output:?}");
-                assert!(!output.stdout.is_empty() || name == "man", "{command} says nothing");
+                assert!(
+                    !output.stdout.is_empty() || name == "man",
+                    "{command} says nothing"
+                );
             }
         }
         tried.insert(name.to_owned());
     }
-    for name in ["run", "check", "migrate", "lookup", "resolve", "explain", "status", "refresh", "verify", "keygen", "seal", "demo", "completions", "man"] {
-        assert!(tried.contains(name), "the README shows no `sidetone {name}`; shown: {tried:?}");
+    for name in [
+        "run",
+        "check",
+        "migrate",
+        "lookup",
+        "resolve",
+        "explain",
+        "status",
+        "refresh",
+        "verify",
+        "keygen",
+        "seal",
+        "demo",
+        "completions",
+        "man",
+    ] {
+        assert!(
+            tried.contains(name),
+            "the README shows no `sidetone {name}`; shown: {tried:?}"
+        );
     }
 }
 
@@ -139,17 +194,33 @@ async fn every_metric_setting_and_route_that_the_readme_names_exists() {
     for word in inline(&readme()) {
         if let Some(name) = word.strip_prefix("sidetone_") {
             let name = name.split('{').next().unwrap();
-            assert!(metrics.contains(&format!("# TYPE sidetone_{name} ")), "no metric {word}");
+            assert!(
+                metrics.contains(&format!("# TYPE sidetone_{name} ")),
+                "no metric {word}"
+            );
         }
         if let Some((section, key)) = word.split_once('.')
-            && ["feed", "postgres", "http", "replica", "keys", "cache", "admin", "numbers", "limits", "log"].contains(&section)
+            && [
+                "feed", "postgres", "http", "replica", "keys", "cache", "admin", "numbers",
+                "limits", "log",
+            ]
+            .contains(&section)
             && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
         {
-            assert!(defaults.contains(&format!("\n{key} = ")), "no setting {word}");
+            assert!(
+                defaults.contains(&format!("\n{key} = ")),
+                "no setting {word}"
+            );
         }
         if let Some(path) = word.strip_prefix("GET ") {
-            let path = path.replace("{field}", "language").replace('…', "%2B14155550100");
-            let reply = if path.contains("/admin/") { node.admin("GET", &path, "").await } else { node.get(&path).await };
+            let path = path
+                .replace("{field}", "language")
+                .replace('…', "%2B14155550100");
+            let reply = if path.contains("/admin/") {
+                node.admin("GET", &path, "").await
+            } else {
+                node.get(&path).await
+            };
             assert_eq!(reply.status, 200, "{word}: {reply:?}");
         }
     }

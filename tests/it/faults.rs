@@ -20,7 +20,9 @@ const COLD: u32 = 4000;
 const WRITERS: u32 = 4;
 /// Level again within this time of healing, then every commit within two seconds.
 const LEVEL_AGAIN: Millis = 5000;
-const BOUNDS: Bounds = Bounds { visible_within: 2000 };
+const BOUNDS: Bounds = Bounds {
+    visible_within: 2000,
+};
 
 /// xorshift64*: the same seed, the same run.
 #[derive(Clone)]
@@ -36,7 +38,9 @@ impl Chance {
 }
 
 fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().map_or(default, |value| value.parse().unwrap())
+    std::env::var(name)
+        .ok()
+        .map_or(default, |value| value.parse().unwrap())
 }
 
 fn e164(key: u32) -> String {
@@ -68,8 +72,13 @@ impl Stage {
 #[tokio::test(flavor = "multi_thread")]
 async fn under_any_fault_no_answer_is_invented_older_than_before_half_or_younger_than_it_says() {
     let seconds = setting("SIDETONE_FAULT_SECONDS", 20);
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    let seed = setting("SIDETONE_SEED", u64::try_from(clock.as_nanos() & 0xffff_ffff).unwrap() | 1);
+    let clock = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap();
+    let seed = setting(
+        "SIDETONE_SEED",
+        u64::try_from(clock.as_nanos() & 0xffff_ffff).unwrap() | 1,
+    );
     println!("SIDETONE_SEED={seed} SIDETONE_FAULT_SECONDS={seconds}");
 
     // Over TLS: in the clear, a byte that is another on its way is noticed by nobody.
@@ -114,7 +123,12 @@ async fn under_any_fault_no_answer_is_invented_older_than_before_half_or_younger
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {
             let chance = Chance(seed.wrapping_mul(u64::from(writer) + 2) | 1);
-            tokio::spawn(write(Arc::clone(&stage), cluster.url("postgres", &name), writer, chance))
+            tokio::spawn(write(
+                Arc::clone(&stage),
+                cluster.url("postgres", &name),
+                writer,
+                chance,
+            ))
         })
         .collect();
     let socket = node.unix();
@@ -129,8 +143,15 @@ async fn under_any_fault_no_answer_is_invented_older_than_before_half_or_younger
             tokio::time::sleep(Duration::from_millis(chance.below(1500))).await;
             continue;
         }
-        tokio::time::sleep(Duration::from_millis(LEVEL_AGAIN + 1000 + chance.below(1500))).await;
-        stage.up.lock().unwrap().push((healed + LEVEL_AGAIN, stage.now()));
+        tokio::time::sleep(Duration::from_millis(
+            LEVEL_AGAIN + 1000 + chance.below(1500),
+        ))
+        .await;
+        stage
+            .up
+            .lock()
+            .unwrap()
+            .push((healed + LEVEL_AGAIN, stage.now()));
     }
     stage.over.store(true, Ordering::Release);
     for writer in writers {
@@ -144,14 +165,19 @@ async fn under_any_fault_no_answer_is_invented_older_than_before_half_or_younger
     let over = Instant::now();
     loop {
         for (key, version) in &mut last {
-            let label = node.get(&format!("/v1/lookup/label?to=%2B{}", &e164(*key)[1..])).await.body;
+            let label = node
+                .get(&format!("/v1/lookup/label?to=%2B{}", &e164(*key)[1..]))
+                .await
+                .body;
             *version = label.parse().unwrap();
         }
         let behind = not_converged(&writes, &last);
         if behind.is_empty() {
             break;
         }
-        let pulls = node.metric("sidetone_pulls_total{cause=\"heartbeat\"}").await;
+        let pulls = node
+            .metric("sidetone_pulls_total{cause=\"heartbeat\"}")
+            .await;
         assert!(
             over.elapsed() < PATIENCE,
             "seed {seed}: after {:?} and {pulls} heartbeats {} of {} keys stay behind: {:#?}",
@@ -170,19 +196,40 @@ async fn under_any_fault_no_answer_is_invented_older_than_before_half_or_younger
         // While its process is started again a node cannot answer; it is socket activation that closes this gap.
         .filter(|read| {
             let failed = matches!(read.outcome, Outcome::Failed(0));
-            !failed || !away.iter().any(|(from, to)| read.answered >= *from && read.asked <= *to)
+            !failed
+                || !away
+                    .iter()
+                    .any(|(from, to)| read.answered >= *from && read.asked <= *to)
         })
         .copied()
         .collect();
     let found: Vec<Violation> = judge(&writes, &reads, &stage.up.lock().unwrap(), BOUNDS);
-    println!("{} writes, {} reads, {} violations", writes.len(), reads.len(), found.len());
-    assert!(writes.len() > 100 && reads.len() > 1000, "nothing was tried");
-    assert!(found.is_empty(), "seed {seed}: {:#?}", &found[..found.len().min(10)]);
+    println!(
+        "{} writes, {} reads, {} violations",
+        writes.len(),
+        reads.len(),
+        found.len()
+    );
+    assert!(
+        writes.len() > 100 && reads.len() > 1000,
+        "nothing was tried"
+    );
+    assert!(
+        found.is_empty(),
+        "seed {seed}: {:#?}",
+        &found[..found.len().min(10)]
+    );
     let report = node.admin("POST", "/v1/admin/verify", "").await;
     assert_eq!(report.json()["differences"], 0, "seed {seed}: {report:?}");
 }
 
-async fn misfortune(stage: &Stage, proxy: &Proxy, cluster: &Cluster, node: &mut Node, chance: &mut Chance) {
+async fn misfortune(
+    stage: &Stage,
+    proxy: &Proxy,
+    cluster: &Cluster,
+    node: &mut Node,
+    chance: &mut Chance,
+) {
     let lasting = Duration::from_millis(200 + chance.below(2500));
     let weather = match chance.below(11) {
         0 => Weather::Refuse,
@@ -240,7 +287,10 @@ async fn write(stage: Arc<Stage>, url: String, writer: u32, mut chance: Chance) 
                     *version += 1;
                     (*key, *version)
                 }
-                _ => (u32::try_from(stage.next_cold.fetch_add(1, Ordering::AcqRel)).unwrap(), 1),
+                _ => (
+                    u32::try_from(stage.next_cold.fetch_add(1, Ordering::AcqRel)).unwrap(),
+                    1,
+                ),
             };
             if key >= HOT + COLD {
                 return;
@@ -255,15 +305,34 @@ async fn write(stage: Arc<Stage>, url: String, writer: u32, mut chance: Chance) 
             };
             let pause = chance.below(60);
             let work = match chance.below(8) {
-                0 => format!("begin; savepoint a; {} rollback to a; select pg_sleep(0.0{pause:02}); {} commit", change(999_999), change(version)),
-                1 => format!("begin; {} rollback; begin; {} commit", change(999_999), change(version)),
-                2 => format!("begin; set local synchronous_commit = off; {} commit", change(version)),
-                _ => format!("begin; {} select pg_sleep(0.0{pause:02}); commit", change(version)),
+                0 => format!(
+                    "begin; savepoint a; {} rollback to a; select pg_sleep(0.0{pause:02}); {} commit",
+                    change(999_999),
+                    change(version)
+                ),
+                1 => format!(
+                    "begin; {} rollback; begin; {} commit",
+                    change(999_999),
+                    change(version)
+                ),
+                2 => format!(
+                    "begin; set local synchronous_commit = off; {} commit",
+                    change(version)
+                ),
+                _ => format!(
+                    "begin; {} select pg_sleep(0.0{pause:02}); commit",
+                    change(version)
+                ),
             };
             let began = stage.now();
             let done = tokio::time::timeout(Duration::from_secs(8), session.try_sql(&work)).await;
             let acknowledged = matches!(done, Ok(Ok(()))).then(|| stage.now());
-            stage.writes.lock().unwrap().push(Write { key, version, began, acknowledged });
+            stage.writes.lock().unwrap().push(Write {
+                key,
+                version,
+                began,
+                acknowledged,
+            });
             if acknowledged.is_none() {
                 if key < HOT {
                     hot = None;
@@ -278,7 +347,9 @@ async fn write(stage: Arc<Stage>, url: String, writer: u32, mut chance: Chance) 
 /// Asks for keys that were written and for some that were not, one after the other.
 async fn read(stage: Arc<Stage>, socket: std::path::PathBuf, mut chance: Chance) {
     while !stage.is_over() {
-        let written = u32::try_from(stage.next_cold.load(Ordering::Acquire)).unwrap().min(HOT + COLD);
+        let written = u32::try_from(stage.next_cold.load(Ordering::Acquire))
+            .unwrap()
+            .min(HOT + COLD);
         let key = match chance.below(3) {
             0 => u32::try_from(chance.below(u64::from(HOT))).unwrap(),
             // The newest are the likeliest to be missing.
@@ -288,19 +359,31 @@ async fn read(stage: Arc<Stage>, socket: std::path::PathBuf, mut chance: Chance)
         let asked = stage.now();
         let reply = async {
             let stream = tokio::net::UnixStream::connect(&socket).await?;
-            let request = format!("GET /v1/lookup?to=%2B{} HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n", &e164(key)[1..]);
+            let request = format!(
+                "GET /v1/lookup?to=%2B{} HTTP/1.1\r\nHost: l\r\nConnection: close\r\n\r\n",
+                &e164(key)[1..]
+            );
             crate::node::exchange(stream, &request).await
         }
         .await;
         let outcome = match reply {
             Ok(reply) if reply.status == 200 => {
                 let number = |pointer: &str| reply.text(pointer).parse().unwrap_or(u64::MAX);
-                Outcome::Answer { number: number("/label"), tenant: number("/model"), staleness: number("/staleness_ms") }
+                Outcome::Answer {
+                    number: number("/label"),
+                    tenant: number("/model"),
+                    staleness: number("/staleness_ms"),
+                }
             }
             Ok(reply) => Outcome::Failed(reply.status),
             Err(_) => Outcome::Failed(0),
         };
-        stage.reads.lock().unwrap().push(Read { key, asked, answered: stage.now(), outcome });
+        stage.reads.lock().unwrap().push(Read {
+            key,
+            asked,
+            answered: stage.now(),
+            outcome,
+        });
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

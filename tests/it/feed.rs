@@ -22,7 +22,9 @@ async fn add_numbers(db: &Db<'_>, count: u32) {
 }
 
 async fn label_of(node: &Node, i: u32) -> String {
-    node.get(&format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i)).await.body
+    node.get(&format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i))
+        .await
+        .body
 }
 
 /// Replica and database are equal: a comparison of everything finds nothing that the log had not told.
@@ -37,12 +39,23 @@ async fn equal(node: &Node) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_changes_the_answer_without_a_refresh() {
     let db = Cluster::shared().database().await;
-    let node = Node::with_example(&db, "feed.heartbeat_every = '60s'\nfeed.stale_after = '90s'").await;
+    let node = Node::with_example(
+        &db,
+        "feed.heartbeat_every = '60s'\nfeed.stale_after = '90s'",
+    )
+    .await;
     let before = node.get(LOOKUP).await.text("/revision");
-    db.sql("update public.tenant_phone_numbers set label = 'changed' where e164 = '+14155550100'").await;
-    let reply = node.until(LOOKUP, |reply| reply.text("/label") == "changed").await;
+    db.sql("update public.tenant_phone_numbers set label = 'changed' where e164 = '+14155550100'")
+        .await;
+    let reply = node
+        .until(LOOKUP, |reply| reply.text("/label") == "changed")
+        .await;
     assert_ne!(reply.text("/revision"), before);
-    assert!(node.metric(r#"sidetone_pulls_total{cause="doorbell"}"#).await >= 1.0);
+    assert!(
+        node.metric(r#"sidetone_pulls_total{cause="doorbell"}"#)
+            .await
+            >= 1.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,8 +64,12 @@ async fn a_lost_doorbell_costs_one_heartbeat() {
     let node = Node::with_example(&db, "feed.heartbeat_every = '300ms'").await;
     db.sql("update sidetone.meta set doorbell = false").await;
     for i in 0..3 {
-        db.sql(&format!("update public.tenant_phone_numbers set label = 'quiet {i}' where e164 = '+14155550100'")).await;
-        node.until(LABEL, |reply| reply.body == format!("quiet {i}")).await;
+        db.sql(&format!(
+            "update public.tenant_phone_numbers set label = 'quiet {i}' where e164 = '+14155550100'"
+        ))
+        .await;
+        node.until(LABEL, |reply| reply.body == format!("quiet {i}"))
+            .await;
     }
     assert_eq!(node.metric("sidetone_doorbells_total").await, 0.0);
 }
@@ -61,10 +78,20 @@ async fn a_lost_doorbell_costs_one_heartbeat() {
 async fn forged_doorbells_change_nothing() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "").await;
-    for payload in ["", "nonsense", "18446744073709551615", "9223372036854775807", "-1"] {
-        db.sql(&format!("select pg_notify('sidetone', '{payload}')")).await;
+    for payload in [
+        "",
+        "nonsense",
+        "18446744073709551615",
+        "9223372036854775807",
+        "-1",
+    ] {
+        db.sql(&format!("select pg_notify('sidetone', '{payload}')"))
+            .await;
     }
-    db.sql("update public.tenant_phone_numbers set label = 'still heard' where e164 = '+14155550100'").await;
+    db.sql(
+        "update public.tenant_phone_numbers set label = 'still heard' where e164 = '+14155550100'",
+    )
+    .await;
     node.until(LABEL, |reply| reply.body == "still heard").await;
     equal(&node).await;
 }
@@ -99,10 +126,17 @@ async fn slow_transactions_that_commit_out_of_order_lose_nothing() {
     });
     futures_util::future::join_all(writers).await;
     for i in 1..=WRITERS * EACH {
-        node.until(&format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i), |reply| reply.body == "done").await;
+        node.until(
+            &format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i),
+            |reply| reply.body == "done",
+        )
+        .await;
     }
     equal(&node).await;
-    assert_eq!(node.metric("sidetone_reconcile_differences_total").await, 0.0);
+    assert_eq!(
+        node.metric("sidetone_reconcile_differences_total").await,
+        0.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -150,17 +184,29 @@ impl<T> IntoParts<T> for ((), Result<T, tokio::time::error::Elapsed>) {
 async fn numbers_are_renamed_moved_deleted_and_come_back() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "").await;
-    db.sql("update public.tenant_phone_numbers set e164 = '+14155550199' where e164 = '+14155550100'").await;
-    node.until("/v1/lookup?to=%2B14155550199", |reply| reply.status == 200).await;
+    db.sql(
+        "update public.tenant_phone_numbers set e164 = '+14155550199' where e164 = '+14155550100'",
+    )
+    .await;
+    node.until("/v1/lookup?to=%2B14155550199", |reply| reply.status == 200)
+        .await;
     assert_eq!(node.get(LOOKUP).await.text("/status"), "unknown_number");
     db.sql(
         "update public.tenant_phone_numbers set tenant_id = 'd2c4a8e1-7b9f-4a6e-8a1b-77889900aabb' where e164 = '+14155550199'",
     )
     .await;
-    node.until("/v1/lookup/tenant_slug?to=%2B14155550199", |reply| reply.body == "guardianes-srl").await;
-    db.sql("delete from public.tenant_phone_numbers where e164 = '+14155550199'").await;
-    node.until("/v1/lookup?to=%2B14155550199", |reply| reply.status == 404).await;
-    db.sql("update public.tenant_phone_numbers set e164 = '+14155550100' where e164 = '+541150000002'").await;
+    node.until("/v1/lookup/tenant_slug?to=%2B14155550199", |reply| {
+        reply.body == "guardianes-srl"
+    })
+    .await;
+    db.sql("delete from public.tenant_phone_numbers where e164 = '+14155550199'")
+        .await;
+    node.until("/v1/lookup?to=%2B14155550199", |reply| reply.status == 404)
+        .await;
+    db.sql(
+        "update public.tenant_phone_numbers set e164 = '+14155550100' where e164 = '+541150000002'",
+    )
+    .await;
     node.until(LOOKUP, |reply| reply.status == 200).await;
     equal(&node).await;
 }
@@ -170,9 +216,15 @@ async fn a_suspended_tenant_is_refused_and_one_that_is_active_again_is_not() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "").await;
     for (status, code) in [("suspended", 403), ("active", 200)] {
-        db.sql(&format!("update public.tenants set status = '{status}' where slug = 'seguridad-acme-sa'")).await;
+        db.sql(&format!(
+            "update public.tenants set status = '{status}' where slug = 'seguridad-acme-sa'"
+        ))
+        .await;
         node.until(LOOKUP, |reply| reply.status == code).await;
-        node.until("/v1/credentials?to=%2B14155550100", |reply| reply.status == code).await;
+        node.until("/v1/credentials?to=%2B14155550100", |reply| {
+            reply.status == code
+        })
+        .await;
     }
 }
 
@@ -182,10 +234,15 @@ async fn thousands_of_rows_in_one_statement_arrive_whole() {
     db.load_example().await;
     let node = Node::on(&db, "").await;
     add_numbers(&db, 5000).await;
-    node.until("/v1/lookup?to=%2B16501005000", |reply| reply.status == 200).await;
+    node.until("/v1/lookup?to=%2B16501005000", |reply| reply.status == 200)
+        .await;
     assert_eq!(label_of(&node, 1).await, "new");
-    db.sql("update public.tenant_phone_numbers set label = 'all' where e164 like '+1650%'").await;
-    node.until("/v1/lookup/label?to=%2B16501000001", |reply| reply.body == "all").await;
+    db.sql("update public.tenant_phone_numbers set label = 'all' where e164 like '+1650%'")
+        .await;
+    node.until("/v1/lookup/label?to=%2B16501000001", |reply| {
+        reply.body == "all"
+    })
+    .await;
     assert_eq!(label_of(&node, 5000).await, "all");
     // Many statements in one transaction: more keys than come with a pull.
     db.sql(
@@ -194,7 +251,10 @@ async fn thousands_of_rows_in_one_statement_arrive_whole() {
          end loop; end $$",
     )
     .await;
-    node.until("/v1/lookup/label?to=%2B16501003000", |reply| reply.body == "each").await;
+    node.until("/v1/lookup/label?to=%2B16501003000", |reply| {
+        reply.body == "each"
+    })
+    .await;
     assert_eq!(label_of(&node, 1).await, "each");
     assert_eq!(label_of(&node, 3001).await, "all");
     equal(&node).await;
@@ -215,7 +275,11 @@ async fn a_killed_connection_loses_nothing() {
         .await;
     }
     for i in 1..=40 {
-        node.until(&format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i), |reply| reply.body == "kept").await;
+        node.until(
+            &format!("/v1/lookup/label?to=%2B1650{}", 1_000_000 + i),
+            |reply| reply.body == "kept",
+        )
+        .await;
     }
     equal(&node).await;
 }
@@ -230,18 +294,27 @@ async fn with_postgres_stopped_answers_go_on_grow_old_and_come_back() {
     assert_eq!(fresh.text("/stale"), "false");
     drop(db);
     cluster.stop(Stop::Immediate);
-    let stale = node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
+    let stale = node
+        .until(LOOKUP, |reply| reply.text("/stale") == "true")
+        .await;
     assert_eq!(stale.status, 200);
     assert_eq!(stale.text("/revision"), fresh.text("/revision"));
     let credentials = node.get(&format!("/v1/credentials?to={ACME}")).await;
     assert_eq!(credentials.text("/credentials/openai/default"), SECRET);
     let ready = node.get("/readyz").await;
-    assert_eq!((ready.status, ready.text("/stale")), (200, "true".to_owned()));
+    assert_eq!(
+        (ready.status, ready.text("/stale")),
+        (200, "true".to_owned())
+    );
     cluster.start();
     let db = cluster.open(&name).await;
-    db.sql("update public.tenant_phone_numbers set label = 'back' where e164 = '+14155550100'").await;
+    db.sql("update public.tenant_phone_numbers set label = 'back' where e164 = '+14155550100'")
+        .await;
     // An answer's age is taken before its rows are read: the first one with the new row may still be called stale.
-    node.until(LOOKUP, |reply| reply.text("/label") == "back" && reply.text("/stale") == "false").await;
+    node.until(LOOKUP, |reply| {
+        reply.text("/label") == "back" && reply.text("/stale") == "false"
+    })
+    .await;
     equal(&node).await;
 }
 
@@ -250,15 +323,27 @@ async fn a_node_restarts_and_answers_with_credentials_while_postgres_is_away() {
     let cluster = Cluster::own(Options::default());
     let db = cluster.database().await;
     let mut node = Node::with_example(&db, "").await;
-    let before = node.get(&format!("/v1/resolve?to={ACME}&include=credentials")).await;
+    let before = node
+        .get(&format!("/v1/resolve?to={ACME}&include=credentials"))
+        .await;
     drop(db);
     cluster.stop(Stop::Immediate);
     for end in [Signal::TERM, Signal::KILL] {
         node.signal(end);
         node.ended();
         node.start();
-        let after = node.until(&format!("/v1/resolve?to={ACME}&include=credentials"), |reply| reply.status == 200).await;
-        for field in ["/revision", "/credentials/openai/default", "/prompt/system", "/language"] {
+        let after = node
+            .until(
+                &format!("/v1/resolve?to={ACME}&include=credentials"),
+                |reply| reply.status == 200,
+            )
+            .await;
+        for field in [
+            "/revision",
+            "/credentials/openai/default",
+            "/prompt/system",
+            "/language",
+        ] {
             assert_eq!(after.text(field), before.text(field), "{field}");
         }
         assert!(after.text("/staleness_ms").parse::<u64>().unwrap() > 0);
@@ -273,7 +358,8 @@ async fn an_age_survives_a_restart_and_is_never_understated() {
     drop(db);
     cluster.stop(Stop::Immediate);
     let stopped = std::time::Instant::now();
-    let age = |reply: &crate::node::Reply| u128::from(reply.json()["staleness_ms"].as_u64().unwrap());
+    let age =
+        |reply: &crate::node::Reply| u128::from(reply.json()["staleness_ms"].as_u64().unwrap());
     for _ in 0..2 {
         node.kill();
         node.start();
@@ -290,7 +376,10 @@ async fn a_node_that_never_synchronised_and_cannot_ask_is_not_ready() {
     node.start();
     node.answering().await;
     let reply = node.get(LOOKUP).await;
-    assert_eq!((reply.status, reply.text("/status")), (503, "not_ready".to_owned()));
+    assert_eq!(
+        (reply.status, reply.text("/status")),
+        (503, "not_ready".to_owned())
+    );
     assert!(reply.headers.contains_key("retry-after"));
     assert_eq!(node.get("/readyz").await.status, 503);
 }
@@ -304,14 +393,17 @@ async fn a_change_that_no_trigger_told_is_found_and_freshness_is_not_claimed_mea
          update public.tenant_phone_numbers set label = 'untold' where e164 = '+14155550100'",
     )
     .await;
-    node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "true")
+        .await;
     let status = node.admin("GET", "/v1/admin/status", "").await;
     assert_eq!(status.json().pointer("/feed/armed"), Some(&json!(false)));
     let report = node.admin("POST", "/v1/admin/verify", "").await;
     assert_eq!(report.json()["differences"], 1, "{report:?}");
     assert_eq!(node.get(LABEL).await.body, "untold");
-    db.sql("alter table public.tenant_phone_numbers enable always trigger sidetone_update").await;
-    node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+    db.sql("alter table public.tenant_phone_numbers enable always trigger sidetone_update")
+        .await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -320,18 +412,32 @@ async fn a_loss_of_most_numbers_is_held_until_an_operator_lets_it_through() {
     let mut node = Node::with_example(&db, "").await;
     db.sql("truncate public.tenant_phone_numbers cascade").await;
     until("the loss is held", async || {
-        node.admin("GET", "/v1/admin/status", "").await.json().pointer("/feed/held/numbers") == Some(&json!(3))
+        node.admin("GET", "/v1/admin/status", "")
+            .await
+            .json()
+            .pointer("/feed/held/numbers")
+            == Some(&json!(3))
     })
     .await;
     assert_eq!(node.get(LOOKUP).await.status, 200);
     // What is no loss is applied meanwhile, and a restart does not forget that something is held.
-    db.sql("update public.tenant_settings set model = 'while held'").await;
-    node.until("/v1/lookup/model?to=%2B14155550100", |reply| reply.body == "while held").await;
+    db.sql("update public.tenant_settings set model = 'while held'")
+        .await;
+    node.until("/v1/lookup/model?to=%2B14155550100", |reply| {
+        reply.body == "while held"
+    })
+    .await;
     node.stop();
     node.start();
     node.synced().await;
     assert_eq!(node.get(LOOKUP).await.status, 200);
-    let refresh = node.admin("POST", "/v1/admin/refresh", r#"{"scope":"all","wait":true,"accept_loss":true}"#).await;
+    let refresh = node
+        .admin(
+            "POST",
+            "/v1/admin/refresh",
+            r#"{"scope":"all","wait":true,"accept_loss":true}"#,
+        )
+        .await;
     assert_eq!(refresh.status, 200, "{refresh:?}");
     assert_eq!(node.get(LOOKUP).await.text("/status"), "unknown_number");
     equal(&node).await;
@@ -349,11 +455,22 @@ async fn a_database_without_a_tenant_in_common_is_refused() {
     node.start();
     until("the database is refused", async || {
         node.try_get("/healthz").await.is_ok()
-            && node.admin("GET", "/v1/admin/status", "").await.json().pointer("/feed/refused_database") == Some(&json!(true))
+            && node
+                .admin("GET", "/v1/admin/status", "")
+                .await
+                .json()
+                .pointer("/feed/refused_database")
+                == Some(&json!(true))
     })
     .await;
     assert_eq!(node.get(LOOKUP).await.status, 200);
-    let refresh = node.admin("POST", "/v1/admin/refresh", r#"{"scope":"all","wait":true,"accept_loss":true}"#).await;
+    let refresh = node
+        .admin(
+            "POST",
+            "/v1/admin/refresh",
+            r#"{"scope":"all","wait":true,"accept_loss":true}"#,
+        )
+        .await;
     assert_eq!(refresh.status, 200, "{refresh:?}");
     assert_eq!(node.get(LOOKUP).await.text("/status"), "unknown_number");
 }
@@ -363,10 +480,20 @@ async fn another_schema_version_is_told_and_answers_go_on() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '700ms'").await;
     for version in ["schema_version + 1", "1"] {
-        db.sql(&format!("update sidetone.meta set schema_version = {version}")).await;
-        node.until(LOOKUP, |reply| reply.status == 200 && reply.text("/stale") == "true").await;
+        db.sql(&format!(
+            "update sidetone.meta set schema_version = {version}"
+        ))
+        .await;
+        node.until(LOOKUP, |reply| {
+            reply.status == 200 && reply.text("/stale") == "true"
+        })
+        .await;
     }
-    assert!(node.log().contains("another schema version"), "{}", node.log());
+    assert!(
+        node.log().contains("another schema version"),
+        "{}",
+        node.log()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,11 +501,14 @@ async fn a_log_pruned_past_the_cursor_of_a_node_that_was_away_costs_a_comparison
     let db = Cluster::shared().database().await;
     let mut node = Node::with_example(&db, "").await;
     node.stop();
-    db.sql("update public.tenant_phone_numbers set label = 'pruned' where e164 = '+14155550100'").await;
+    db.sql("update public.tenant_phone_numbers set label = 'pruned' where e164 = '+14155550100'")
+        .await;
     db.sql("update sidetone.meta set keep = '0'").await;
     until("the change is pruned", async || {
         db.sql("select sidetone.prune()").await;
-        db.value::<i64>("select count(*) from sidetone.change").await == 0
+        db.value::<i64>("select count(*) from sidetone.change")
+            .await
+            == 0
     })
     .await;
     node.start();
@@ -392,15 +522,22 @@ async fn a_node_holds_only_its_tenants_and_follows_who_becomes_one() {
     let mut node = Node::with_example(&db, "replica.tenants = ['guardianes-srl']").await;
     assert_eq!(node.get(LOOKUP).await.text("/status"), "unknown_number");
     assert_eq!(node.get("/v1/lookup?to=%2B541150000002").await.status, 200);
-    db.sql("update public.tenants set slug = 'left' where slug = 'guardianes-srl'").await;
-    node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 404 || reply.text("/tenant/slug") != "left").await;
-    db.sql("update public.tenants set slug = 'guardianes-srl' where slug = 'left'").await;
-    node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 200).await;
+    db.sql("update public.tenants set slug = 'left' where slug = 'guardianes-srl'")
+        .await;
+    node.until("/v1/lookup?to=%2B541150000002", |reply| {
+        reply.status == 404 || reply.text("/tenant/slug") != "left"
+    })
+    .await;
+    db.sql("update public.tenants set slug = 'guardianes-srl' where slug = 'left'")
+        .await;
+    node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 200)
+        .await;
     node.stop();
     node.configure(&db.url(), "replica.tenants = ['seguridad-acme-sa']");
     node.start();
     node.until(LOOKUP, |reply| reply.status == 200).await;
-    node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 404).await;
+    node.until("/v1/lookup?to=%2B541150000002", |reply| reply.status == 404)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -412,9 +549,19 @@ async fn a_node_at_rest_has_one_backend_that_asks_nothing_but_the_heartbeat() {
         "select count(*) from pg_stat_activity where application_name like 'sidetone%' and datname = '{}'",
         db.name()
     );
-    until("one backend is left", async || db.value::<i64>(&backends).await == 1).await;
-    let pulls = node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#).await;
-    until("two heartbeats", async || node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#).await >= pulls + 2.0).await;
+    until("one backend is left", async || {
+        db.value::<i64>(&backends).await == 1
+    })
+    .await;
+    let pulls = node
+        .metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+        .await;
+    until("two heartbeats", async || {
+        node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+            .await
+            >= pulls + 2.0
+    })
+    .await;
     assert_eq!(db.value::<i64>(&backends).await, 1);
     let query: String = db
         .value(&format!("select query from pg_stat_activity where application_name like 'sidetone%' and datname = '{}'", db.name()))
@@ -443,6 +590,9 @@ async fn a_node_killed_again_and_again_ends_equal_to_the_database() {
         tokio::join!(writing, killing);
         node.answering().await;
     }
-    node.until("/v1/lookup/label?to=%2B16501000190", |reply| reply.body == "r5").await;
+    node.until("/v1/lookup/label?to=%2B16501000190", |reply| {
+        reply.body == "r5"
+    })
+    .await;
     equal(&node).await;
 }

@@ -31,7 +31,11 @@ pub(crate) struct Read {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// The version in the number's label and in its tenant's model, and `staleness_ms`.
-    Answer { number: u64, tenant: u64, staleness: Millis },
+    Answer {
+        number: u64,
+        tenant: u64,
+        staleness: Millis,
+    },
     /// No answer: a status or a broken connection.
     Failed(u16),
 }
@@ -59,12 +63,21 @@ pub(crate) enum Violation {
     /// There was no answer.
     Unavailable(Read),
     /// In the end a key is not at its last version.
-    NotConverged { key: u32, answered: u64, written: u64 },
+    NotConverged {
+        key: u32,
+        answered: u64,
+        written: u64,
+    },
 }
 
 /// Every violation. `up` are the spans in which the feed could reach Postgres without hindrance, long enough for it to
 /// have connected before they begin.
-pub(crate) fn judge(writes: &[Write], reads: &[Read], up: &[(Millis, Millis)], bounds: Bounds) -> Vec<Violation> {
+pub(crate) fn judge(
+    writes: &[Write],
+    reads: &[Read],
+    up: &[(Millis, Millis)],
+    bounds: Bounds,
+) -> Vec<Violation> {
     let mut found = Vec::new();
     let mut by_key: BTreeMap<u32, (Vec<Write>, Vec<Read>)> = BTreeMap::new();
     for write in writes {
@@ -84,35 +97,66 @@ pub(crate) fn judge(writes: &[Write], reads: &[Read], up: &[(Millis, Millis)], b
     found
 }
 
-fn judge_read(writes: &[Write], read: &Read, up: &[(Millis, Millis)], bounds: Bounds, found: &mut Vec<Violation>) {
-    let Outcome::Answer { number, tenant, staleness } = read.outcome else {
+fn judge_read(
+    writes: &[Write],
+    read: &Read,
+    up: &[(Millis, Millis)],
+    bounds: Bounds,
+    found: &mut Vec<Violation>,
+) {
+    let Outcome::Answer {
+        number,
+        tenant,
+        staleness,
+    } = read.outcome
+    else {
         return found.push(Violation::Unavailable(*read));
     };
     if number != tenant {
         found.push(Violation::Half(*read));
     }
-    let known = |version: u64| version == 0 || writes.iter().any(|w| w.version == version && w.began <= read.answered);
+    let known = |version: u64| {
+        version == 0
+            || writes
+                .iter()
+                .any(|w| w.version == version && w.began <= read.answered)
+    };
     if !known(number) {
         found.push(Violation::Invented(*read));
     }
     let missing = |before: Millis| {
-        writes.iter().rev().find(|w| w.acknowledged.is_some_and(|at| at < before) && w.version > number).copied()
+        writes
+            .iter()
+            .rev()
+            .find(|w| w.acknowledged.is_some_and(|at| at < before) && w.version > number)
+            .copied()
     };
     // The age was worked out after the question was asked, and rounded down by less than a millisecond.
     if let Some(missing) = missing(read.asked.saturating_sub(staleness.saturating_add(1))) {
-        found.push(Violation::Understated { read: *read, missing });
+        found.push(Violation::Understated {
+            read: *read,
+            missing,
+        });
     }
     let reachable = |write: &Write| {
-        let deadline = write.acknowledged.unwrap_or(Millis::MAX).saturating_add(bounds.visible_within);
+        let deadline = write
+            .acknowledged
+            .unwrap_or(Millis::MAX)
+            .saturating_add(bounds.visible_within);
         up.iter().any(|(from, to)| {
             let begins = (*from).max(write.acknowledged.unwrap_or(Millis::MAX));
-            begins.saturating_add(bounds.visible_within) <= read.asked && read.asked <= *to && deadline <= read.asked
+            begins.saturating_add(bounds.visible_within) <= read.asked
+                && read.asked <= *to
+                && deadline <= read.asked
         })
     };
     if let Some(missing) = missing(read.asked)
         && reachable(&missing)
     {
-        found.push(Violation::Late { read: *read, missing });
+        found.push(Violation::Late {
+            read: *read,
+            missing,
+        });
     }
 }
 
@@ -122,7 +166,10 @@ fn judge_order(reads: &[Read], found: &mut Vec<Violation>) {
         Outcome::Answer { number, .. } => Some(number),
         Outcome::Failed(_) => None,
     };
-    let mut by_end: Vec<&Read> = reads.iter().filter(|read| version(read).is_some()).collect();
+    let mut by_end: Vec<&Read> = reads
+        .iter()
+        .filter(|read| version(read).is_some())
+        .collect();
     by_end.sort_by_key(|read| read.answered);
     let mut ended = by_end.iter().peekable();
     let mut newest: Option<&Read> = None;
@@ -135,7 +182,10 @@ fn judge_order(reads: &[Read], found: &mut Vec<Violation>) {
         if let Some(before) = newest
             && version(after) < version(before)
         {
-            found.push(Violation::WentBack { before: *before, after: *after });
+            found.push(Violation::WentBack {
+                before: *before,
+                after: *after,
+            });
         }
     }
 }
@@ -151,7 +201,11 @@ pub(crate) fn not_converged(writes: &[Write], last: &BTreeMap<u32, u64>) -> Vec<
         .into_iter()
         .filter_map(|(key, written)| {
             let answered = last.get(&key).copied().unwrap_or(0);
-            (answered < written).then_some(Violation::NotConverged { key, answered, written })
+            (answered < written).then_some(Violation::NotConverged {
+                key,
+                answered,
+                written,
+            })
         })
         .collect()
 }
@@ -159,14 +213,30 @@ pub(crate) fn not_converged(writes: &[Write], last: &BTreeMap<u32, u64>) -> Vec<
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { visible_within: 2000 };
+    const BOUNDS: Bounds = Bounds {
+        visible_within: 2000,
+    };
 
     fn write(version: u64, began: Millis, acknowledged: Millis) -> Write {
-        Write { key: 1, version, began, acknowledged: Some(acknowledged) }
+        Write {
+            key: 1,
+            version,
+            began,
+            acknowledged: Some(acknowledged),
+        }
     }
 
     fn read(asked: Millis, version: u64, staleness: Millis) -> Read {
-        Read { key: 1, asked, answered: asked + 1, outcome: Outcome::Answer { number: version, tenant: version, staleness } }
+        Read {
+            key: 1,
+            asked,
+            answered: asked + 1,
+            outcome: Outcome::Answer {
+                number: version,
+                tenant: version,
+                staleness,
+            },
+        }
     }
 
     fn verdict(writes: &[Write], reads: &[Read], up: &[(Millis, Millis)]) -> Vec<Violation> {
@@ -176,36 +246,70 @@ mod tests {
     #[test]
     fn a_true_history_is_acquitted() {
         let writes = [write(1, 100, 110), write(2, 5000, 5010)];
-        let reads = [read(90, 0, 5), read(105, 1, 50), read(4000, 1, 10), read(5005, 2, 100), read(9000, 2, 100)];
+        let reads = [
+            read(90, 0, 5),
+            read(105, 1, 50),
+            read(4000, 1, 10),
+            read(5005, 2, 100),
+            read(9000, 2, 100),
+        ];
         assert_eq!(verdict(&writes, &reads, &[(0, 10_000)]), []);
     }
 
     #[test]
     fn an_invented_version_is_found() {
-        assert!(matches!(verdict(&[write(1, 100, 110)], &[read(50, 1, 0)], &[])[..], [Violation::Invented(_)]));
-        assert!(matches!(verdict(&[], &[read(50, 7, 0)], &[])[..], [Violation::Invented(_)]));
+        assert!(matches!(
+            verdict(&[write(1, 100, 110)], &[read(50, 1, 0)], &[])[..],
+            [Violation::Invented(_)]
+        ));
+        assert!(matches!(
+            verdict(&[], &[read(50, 7, 0)], &[])[..],
+            [Violation::Invented(_)]
+        ));
     }
 
     #[test]
     fn a_history_that_goes_back_is_found() {
         let writes = [write(1, 100, 110), write(2, 200, 210)];
         let found = verdict(&writes, &[read(300, 2, 500), read(310, 1, 500)], &[]);
-        assert!(matches!(found[..], [Violation::WentBack { .. }]), "{found:?}");
-        let overlapping = [Read { answered: 320, ..read(300, 2, 500) }, read(310, 1, 500)];
+        assert!(
+            matches!(found[..], [Violation::WentBack { .. }]),
+            "{found:?}"
+        );
+        let overlapping = [
+            Read {
+                answered: 320,
+                ..read(300, 2, 500)
+            },
+            read(310, 1, 500),
+        ];
         assert_eq!(verdict(&writes, &overlapping, &[]), []);
     }
 
     #[test]
     fn half_a_transaction_is_found() {
-        let half = Read { outcome: Outcome::Answer { number: 1, tenant: 0, staleness: 900 }, ..read(300, 1, 0) };
-        assert!(matches!(verdict(&[write(1, 100, 110)], &[half], &[])[..], [Violation::Half(_)]));
+        let half = Read {
+            outcome: Outcome::Answer {
+                number: 1,
+                tenant: 0,
+                staleness: 900,
+            },
+            ..read(300, 1, 0)
+        };
+        assert!(matches!(
+            verdict(&[write(1, 100, 110)], &[half], &[])[..],
+            [Violation::Half(_)]
+        ));
     }
 
     #[test]
     fn an_understated_age_is_found() {
         let writes = [write(1, 100, 110)];
         let found = verdict(&writes, &[read(1000, 0, 800)], &[]);
-        assert!(matches!(found[..], [Violation::Understated { .. }]), "{found:?}");
+        assert!(
+            matches!(found[..], [Violation::Understated { .. }]),
+            "{found:?}"
+        );
         assert_eq!(verdict(&writes, &[read(1000, 0, 890)], &[]), []);
     }
 
@@ -215,19 +319,40 @@ mod tests {
         let found = verdict(&writes, &[read(3000, 0, 2950)], &[(0, 5000)]);
         assert!(matches!(found[..], [Violation::Late { .. }]), "{found:?}");
         assert_eq!(verdict(&writes, &[read(3000, 0, 2950)], &[]), []);
-        assert_eq!(verdict(&writes, &[read(3000, 0, 2950)], &[(2000, 5000)]), []);
+        assert_eq!(
+            verdict(&writes, &[read(3000, 0, 2950)], &[(2000, 5000)]),
+            []
+        );
     }
 
     #[test]
     fn a_question_without_an_answer_is_found() {
-        let failed = Read { outcome: Outcome::Failed(503), ..read(3000, 0, 0) };
-        assert!(matches!(verdict(&[], &[failed], &[])[..], [Violation::Unavailable(_)]));
+        let failed = Read {
+            outcome: Outcome::Failed(503),
+            ..read(3000, 0, 0)
+        };
+        assert!(matches!(
+            verdict(&[], &[failed], &[])[..],
+            [Violation::Unavailable(_)]
+        ));
     }
 
     #[test]
     fn a_key_that_never_arrives_is_found_and_an_unacknowledged_write_is_not_demanded() {
         let last = BTreeMap::from([(1, 0)]);
-        assert!(matches!(not_converged(&[write(1, 100, 110)], &last)[..], [Violation::NotConverged { .. }]));
-        assert_eq!(not_converged(&[Write { acknowledged: None, ..write(1, 100, 110) }], &last), []);
+        assert!(matches!(
+            not_converged(&[write(1, 100, 110)], &last)[..],
+            [Violation::NotConverged { .. }]
+        ));
+        assert_eq!(
+            not_converged(
+                &[Write {
+                    acknowledged: None,
+                    ..write(1, 100, 110)
+                }],
+                &last
+            ),
+            []
+        );
     }
 }

@@ -5,11 +5,13 @@
     clippy::panic,
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,
-    reason = "a test fails by panicking"
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and prints what repeats it"
 )]
 
 mod access;
 mod answers;
+mod callers;
 mod cli;
 mod cluster;
 mod commands;

@@ -1,5 +1,8 @@
 //! One sidetone as its users see it: the real binary, a settings file, its sockets, its log. Nothing inside.
-#![allow(dead_code, reason = "a harness offers more than the tests of one day use")]
+#![allow(
+    dead_code,
+    reason = "a harness offers more than the tests of one day use"
+)]
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -74,8 +77,18 @@ impl Node {
         let dir = scratch("node");
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
         let tcp = free_port();
-        let node = Self { dir, tcp, child: None };
-        let output = node.cli(&["keygen", "--file", node.path("keyring.toml").to_str().unwrap(), "--id", "k1"]);
+        let node = Self {
+            dir,
+            tcp,
+            child: None,
+        };
+        let output = node.cli(&[
+            "keygen",
+            "--file",
+            node.path("keyring.toml").to_str().unwrap(),
+            "--id",
+            "k1",
+        ]);
         assert!(output.status.success(), "{output:?}");
         node.configure(url, more);
         node
@@ -120,7 +133,8 @@ impl Node {
     /// A running node on a fresh database with the example rows, the credential sealed for this node's keyring.
     pub(crate) async fn with_example(db: &Db<'_>, more: &str) -> Self {
         let mut node = Self::prepare(&db.url(), more);
-        db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET)).await;
+        db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+            .await;
         node.start();
         node.synced().await;
         node
@@ -137,14 +151,29 @@ impl Node {
     /// Starts the daemon; does not wait.
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "the node runs already");
-        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let child = self.command(&["run"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.path("log"))
+            .unwrap();
+        let child = self
+            .command(&["run"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         self.child = Some(child);
     }
 
     /// Starts a daemon that is to end by itself: its exit code, and what it told beside log lines.
     pub(crate) fn refused(&self) -> (Option<i32>, Vec<String>) {
-        let mut child = self.command(&["run"]).stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = self
+            .command(&["run"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let began = Instant::now();
         while child.try_wait().unwrap().is_none() && began.elapsed() < PATIENCE {
             std::thread::sleep(Duration::from_millis(5));
@@ -152,38 +181,73 @@ impl Node {
         let _ = child.kill();
         let output = child.wait_with_output().unwrap();
         let told = String::from_utf8(output.stderr).unwrap();
-        let told = told.lines().filter(|line| !line.starts_with('{')).map(str::to_owned).collect();
+        let told = told
+            .lines()
+            .filter(|line| !line.starts_with('{'))
+            .map(str::to_owned)
+            .collect();
         (output.status.code(), told)
     }
 
     /// A command of the binary with this node's settings.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sidetone"));
-        command.current_dir(&self.dir).env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        command
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default());
         let (name, rest) = args.split_first().unwrap();
-        command.arg(name).arg("--config").arg(self.path("sidetone.toml")).args(rest);
+        command
+            .arg(name)
+            .arg("--config")
+            .arg(self.path("sidetone.toml"))
+            .args(rest);
         command
     }
 
     /// Runs a command of the binary with this node's settings, without input.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
         if args.first() == Some(&"keygen") {
-            return Command::new(env!("CARGO_BIN_EXE_sidetone")).args(args).output().unwrap();
+            return Command::new(env!("CARGO_BIN_EXE_sidetone"))
+                .args(args)
+                .output()
+                .unwrap();
         }
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
 
     /// Runs a command of the binary that reads its input.
     pub(crate) fn cli_reading(&self, args: &[&str], input: &str) -> Output {
-        let mut child =
-            self.command(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let mut child = self
+            .command(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(input.as_bytes())
+            .unwrap();
         child.wait_with_output().unwrap()
     }
 
     /// A value sealed for a row with this node's keyring.
     pub(crate) fn seal(&self, tenant: &str, provider: &str, name: &str, value: &str) -> String {
-        let output = self.cli_reading(&["seal", "--tenant", tenant, "--provider", provider, "--name", name], value);
+        let output = self.cli_reading(
+            &[
+                "seal",
+                "--tenant",
+                tenant,
+                "--provider",
+                provider,
+                "--name",
+                name,
+            ],
+            value,
+        );
         assert!(output.status.success(), "{output:?}");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
@@ -228,13 +292,20 @@ impl Node {
 
     /// Waits until the daemon answers at all.
     pub(crate) async fn answering(&self) {
-        until("the daemon answers", async || self.try_get("/healthz").await.is_ok_and(|reply| reply.status == 200)).await;
+        until("the daemon answers", async || {
+            self.try_get("/healthz")
+                .await
+                .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
     }
 
     /// Waits until the replica is complete.
     pub(crate) async fn synced(&self) {
         until("the replica is complete", async || {
-            self.try_get("/readyz").await.is_ok_and(|reply| reply.status == 200 && reply.json()["synced"] == true)
+            self.try_get("/readyz")
+                .await
+                .is_ok_and(|reply| reply.status == 200 && reply.json()["synced"] == true)
         })
         .await;
     }
@@ -255,7 +326,9 @@ impl Node {
 
     /// A question over the Unix socket.
     pub(crate) async fn get(&self, path: &str) -> Reply {
-        self.try_get(path).await.unwrap_or_else(|err| panic!("{path}: {err}"))
+        self.try_get(path)
+            .await
+            .unwrap_or_else(|err| panic!("{path}: {err}"))
     }
 
     /// A question over TCP.
@@ -269,7 +342,9 @@ impl Node {
         let mut stream = UnixStream::connect(self.unix()).await.unwrap();
         stream.write_all(bytes).await.unwrap();
         let mut back = Vec::new();
-        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut back)).await.expect("the daemon does not close");
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut back))
+            .await
+            .expect("the daemon does not close");
         String::from_utf8_lossy(&back).into_owned()
     }
 
@@ -285,15 +360,23 @@ impl Node {
 
     /// A request on the admin socket.
     pub(crate) async fn admin(&self, method: &str, path: &str, body: &str) -> Reply {
-        let stream = UnixStream::connect(self.path("admin/admin.sock")).await.unwrap();
-        exchange(stream, &request(method, path, body)).await.unwrap()
+        let stream = UnixStream::connect(self.path("admin/admin.sock"))
+            .await
+            .unwrap();
+        exchange(stream, &request(method, path, body))
+            .await
+            .unwrap()
     }
 
     /// The value of a metric with its labels as written, e.g. `sidetone_pulls_total{cause="doorbell"}`.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.get("/metrics").await.body;
-        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
-        line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or_else(|| panic!("no {name} in {text}"))
+        let line = text.lines().find(|line| {
+            line.strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(' '))
+        });
+        line.and_then(|line| line.rsplit(' ').next()?.parse().ok())
+            .unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
     /// Waits until a question is answered so.
@@ -316,24 +399,39 @@ impl Node {
 pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let began = Instant::now();
     while !holds().await {
-        assert!(began.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "not within {PATIENCE:?}: {what}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 fn request(method: &str, path: &str, body: &str) -> String {
-    let length = if body.is_empty() && method == "GET" { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
-    format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n{body}")
+    let length = if body.is_empty() && method == "GET" {
+        String::new()
+    } else {
+        format!("Content-Length: {}\r\n", body.len())
+    };
+    format!(
+        "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}\r\n{body}"
+    )
 }
 
 /// Sends a request and reads the answer by its Content-Length, which must be there.
-pub(crate) async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> std::io::Result<Reply> {
+pub(crate) async fn exchange(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &str,
+) -> std::io::Result<Reply> {
     stream.write_all(request.as_bytes()).await?;
     read_reply(&mut stream, request.starts_with("HEAD")).await
 }
 
 /// Reads one answer off a connection.
-pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin), head_only: bool) -> std::io::Result<Reply> {
+pub(crate) async fn read_reply(
+    stream: &mut (impl AsyncRead + Unpin),
+    head_only: bool,
+) -> std::io::Result<Reply> {
     let closed = || std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
     let work = async {
         let mut head = Vec::new();
@@ -346,7 +444,14 @@ pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin), head_only:
         }
         let head = String::from_utf8(head).unwrap();
         let mut lines = head.trim_end().split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+        let status = lines
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(1)
+            .unwrap()
+            .parse()
+            .unwrap();
         let headers: BTreeMap<String, String> = lines
             .map(|line| line.split_once(':').unwrap())
             .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
@@ -358,11 +463,24 @@ pub(crate) async fn read_reply(stream: &mut (impl AsyncRead + Unpin), head_only:
             None => panic!("no Content-Length: {head}"),
         };
         // A 304 tells the length of the body that it stands for.
-        let mut body = vec![0; if head_only || status == 304 { 0 } else { length }];
+        let mut body = vec![
+            0;
+            if head_only || status == 304 {
+                0
+            } else {
+                length
+            }
+        ];
         stream.read_exact(&mut body).await?;
-        Ok(Reply { status, headers, body: String::from_utf8(body).unwrap() })
+        Ok(Reply {
+            status,
+            headers,
+            body: String::from_utf8(body).unwrap(),
+        })
     };
-    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(PATIENCE, work)
+        .await
+        .unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }
 
 /// Whether a file of the tree below a directory holds these bytes.
@@ -373,7 +491,12 @@ pub(crate) fn any_file_holds(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
         let kind = fs::symlink_metadata(&path).unwrap().file_type();
         if kind.is_dir() {
             found.extend(any_file_holds(&path, bytes));
-        } else if kind.is_file() && fs::read(&path).unwrap().windows(bytes.len()).any(|window| window == bytes) {
+        } else if kind.is_file()
+            && fs::read(&path)
+                .unwrap()
+                .windows(bytes.len())
+                .any(|window| window == bytes)
+        {
             found.push(path);
         }
     }

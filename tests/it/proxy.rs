@@ -1,7 +1,7 @@
 //! A bad network between a node and Postgres: everything passes through here, and goes wrong on request.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -81,7 +81,9 @@ impl Proxy {
         let ear = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             loop {
-                let Ok((client, _)) = listener.accept().await else { continue };
+                let Ok((client, _)) = listener.accept().await else {
+                    continue;
+                };
                 let weather = told.subscribe();
                 let now = *weather.borrow();
                 match now {
@@ -90,12 +92,23 @@ impl Proxy {
                         tokio::spawn(hold(client, weather));
                     }
                     _ => {
-                        tokio::spawn(carry(client, to.load(Ordering::Acquire), weather, Arc::clone(&ear)));
+                        tokio::spawn(carry(
+                            client,
+                            to.load(Ordering::Acquire),
+                            weather,
+                            Arc::clone(&ear),
+                        ));
                     }
                 }
             }
         });
-        Self { port, weather, upstream, heard, task }
+        Self {
+            port,
+            weather,
+            upstream,
+            heard,
+            task,
+        }
     }
 
     /// From now on another server is behind it; standing connections are reset.
@@ -123,7 +136,10 @@ impl Proxy {
 
     /// A URL of a database behind it.
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://sidetone@127.0.0.1:{}/{database}?sslmode=disable", self.port)
+        format!(
+            "postgres://sidetone@127.0.0.1:{}/{database}?sslmode=disable",
+            self.port
+        )
     }
 }
 
@@ -133,11 +149,18 @@ fn reset(stream: TcpStream) {
 }
 
 async fn hold(client: TcpStream, mut weather: watch::Receiver<Weather>) {
-    let _ = weather.wait_for(|now| !matches!(now, Weather::Silent)).await;
+    let _ = weather
+        .wait_for(|now| !matches!(now, Weather::Silent))
+        .await;
     drop(client);
 }
 
-async fn carry(mut client: TcpStream, upstream: u16, weather: watch::Receiver<Weather>, heard: Heard) {
+async fn carry(
+    mut client: TcpStream,
+    upstream: u16,
+    weather: watch::Receiver<Weather>,
+    heard: Heard,
+) {
     let stripped = *weather.borrow() == Weather::StripTls;
     if stripped {
         let mut request = [0; 8];
@@ -149,7 +172,9 @@ async fn carry(mut client: TcpStream, upstream: u16, weather: watch::Receiver<We
             return reset(client);
         }
     }
-    let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)).await else { return reset(client) };
+    let Ok(server) = TcpStream::connect(("127.0.0.1", upstream)).await else {
+        return reset(client);
+    };
     let (_, _) = (client.set_nodelay(true), server.set_nodelay(true));
     let (client_read, client_write) = client.into_split();
     let (server_read, server_write) = server.into_split();
@@ -168,15 +193,30 @@ fn remember(heard: &Heard, bytes: &[u8]) {
 }
 
 /// `heard` is where it is remembered; `None` for what comes from the server.
-async fn pass(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut weather: watch::Receiver<Weather>, heard: Option<&Heard>) {
+async fn pass(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut weather: watch::Receiver<Weather>,
+    heard: Option<&Heard>,
+) {
     let from_server = heard.is_none();
     let mut piece = vec![0; 16 * 1024];
     loop {
-        if weather.wait_for(|now| !now.stops(from_server)).await.is_err() {
+        if weather
+            .wait_for(|now| !now.stops(from_server))
+            .await
+            .is_err()
+        {
             return;
         }
-        let Ok(length @ 1..) = from.read(&mut piece).await else { return };
-        if weather.wait_for(|now| !now.stops(from_server)).await.is_err() {
+        let Ok(length @ 1..) = from.read(&mut piece).await else {
+            return;
+        };
+        if weather
+            .wait_for(|now| !now.stops(from_server))
+            .await
+            .is_err()
+        {
             return;
         }
         let now = *weather.borrow();

@@ -45,7 +45,12 @@ async fn counted(node: &Node, table: &str, reason: &str) -> f64 {
 /// The bad rows of a node: those that metrics count, and those that `status` names, as `table reason key`.
 async fn bad_rows(node: &Node) -> Vec<String> {
     // Answers change a moment before the bad rows are told: what the feed does next comes after both.
-    node.admin("POST", "/v1/admin/refresh", r#"{"scope":"all","wait":true}"#).await;
+    node.admin(
+        "POST",
+        "/v1/admin/refresh",
+        r#"{"scope":"all","wait":true}"#,
+    )
+    .await;
     let metrics = node.get("/metrics").await.body;
     let counts = metrics.lines().filter_map(|line| {
         line.strip_prefix("sidetone_quarantined_rows{")?
@@ -127,7 +132,7 @@ async fn a_bad_number_keeps_its_last_good_row_and_disturbs_no_other() {
         ("default_voice", "E'v\\u0085'", "control_character"),
     ] {
         // What else changed in the row is not half in force.
-        desk.change(&format!("update public.tenant_phone_numbers set active = true, label = 'newer', {column} = {value} where id = $n").replace(&format!("label = 'newer', label"), "label")).await;
+        desk.change(&format!("update public.tenant_phone_numbers set active = true, label = 'newer', {column} = {value} where id = $n").replace("label = 'newer', label", "label")).await;
         assert_eq!(rows_of(desk.ask(MONDAY).await), good, "{column} {value}");
         is_the_one_bad_row(&desk, "tenant_phone_numbers", reason, &desk.number, true).await;
         // The tenant's other number follows the log all the while, and so does the other tenant.

@@ -9,19 +9,33 @@ use crate::proxy::Proxy;
 
 const LOOKUP: &str = "/v1/lookup?to=%2B14155550100";
 const LABEL: &str = "/v1/lookup/label?to=%2B14155550100";
-const QUICK: &str = "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '500ms'\nfeed.stale_after = '900ms'";
+const QUICK: &str =
+    "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '500ms'\nfeed.stale_after = '900ms'";
 
 fn relabel(label: &str) -> String {
     format!("update public.tenant_phone_numbers set label = '{label}' where e164 = '+14155550100'")
 }
 
 async fn status(node: &Node, pointer: &str) -> serde_json::Value {
-    node.admin("GET", "/v1/admin/status", "").await.json().pointer(pointer).cloned().unwrap_or_default()
+    node.admin("GET", "/v1/admin/status", "")
+        .await
+        .json()
+        .pointer(pointer)
+        .cloned()
+        .unwrap_or_default()
 }
 
 async fn equal(node: &Node) {
     let report = node.admin("POST", "/v1/admin/verify", "").await;
-    assert_eq!((report.status, &report.json()["differences"], &report.json()["repaired"]), (200, &json!(0), &json!(0)), "{report:?}");
+    assert_eq!(
+        (
+            report.status,
+            &report.json()["differences"],
+            &report.json()["repaired"]
+        ),
+        (200, &json!(0), &json!(0)),
+        "{report:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,13 +44,20 @@ async fn a_promoted_standby_that_lacks_the_last_commits_is_believed_and_so_is_th
     let db = primary.database().await;
     let proxy = Proxy::before(primary.port()).await;
     let mut node = Node::prepare(&proxy.url(db.name()), QUICK);
-    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, "x")).await;
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, "x"))
+        .await;
     let standby = primary.standby(Options::default().tcp());
     node.start();
     node.synced().await;
     // The standby hears no more: what commits now is lost with the primary.
     let there = standby.open(db.name()).await;
-    until("the standby has the rows", async || there.value::<i64>("select count(*) from public.tenant_phone_numbers").await == 3).await;
+    until("the standby has the rows", async || {
+        there
+            .value::<i64>("select count(*) from public.tenant_phone_numbers")
+            .await
+            == 3
+    })
+    .await;
     there.sql("select pg_wal_replay_pause()").await;
     db.sql(&relabel("lost")).await;
     db.sql("insert into public.tenant_phone_numbers (id, tenant_id, e164, default_language, timezone)
@@ -47,19 +68,27 @@ async fn a_promoted_standby_that_lacks_the_last_commits_is_believed_and_so_is_th
     primary.stop(Stop::Immediate);
     there.sql("select pg_promote(false)").await;
     there.try_sql("select pg_wal_replay_resume()").await.ok();
-    until("the standby is promoted", async || !there.value::<bool>("select pg_is_in_recovery()").await).await;
+    until("the standby is promoted", async || {
+        !there.value::<bool>("select pg_is_in_recovery()").await
+    })
+    .await;
     // What it had received after the pause may have been replayed: put the world as if it had not.
-    there.sql("delete from public.tenant_phone_numbers where e164 = '+541150000077'").await;
+    there
+        .sql("delete from public.tenant_phone_numbers where e164 = '+541150000077'")
+        .await;
     there.sql(&relabel("other branch")).await;
     proxy.redirect(standby.port()).await;
-    node.until(LABEL, |reply| reply.body == "other branch").await;
-    node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 404).await;
+    node.until(LABEL, |reply| reply.body == "other branch")
+        .await;
+    node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 404)
+        .await;
     equal(&node).await;
     primary.start();
     let db = primary.open(&name).await;
     proxy.redirect(primary.port()).await;
     node.until(LABEL, |reply| reply.body == "lost").await;
-    node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 200).await;
+    node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 200)
+        .await;
     drop(db);
     equal(&node).await;
 }
@@ -88,13 +117,17 @@ async fn an_older_copy_of_the_data_directory_at_the_same_address_is_noticed() {
     // the cold number's change has one that the cursor takes for known.
     older.start();
     let back = older.open(&name).await;
-    back.sql("update public.tenant_phone_numbers set label = 'cold' where e164 = '+541150000002'").await;
+    back.sql("update public.tenant_phone_numbers set label = 'cold' where e164 = '+541150000002'")
+        .await;
     for i in 0..40 {
         back.sql(&relabel(&format!("again {i}"))).await;
     }
     proxy.redirect(older.port()).await;
     node.until(LABEL, |reply| reply.body == "again 39").await;
-    node.until("/v1/lookup/label?to=%2B541150000002", |reply| reply.body == "cold").await;
+    node.until("/v1/lookup/label?to=%2B541150000002", |reply| {
+        reply.body == "cold"
+    })
+    .await;
     equal(&node).await;
 }
 
@@ -102,22 +135,34 @@ async fn an_older_copy_of_the_data_directory_at_the_same_address_is_noticed() {
 async fn a_database_restored_from_a_dump_is_compared_and_followed() {
     let first = Cluster::own(Options::default().tcp());
     if let Some(why) = first.cannot_be_dumped() {
-        return println!("skipped: a_database_restored_from_a_dump_is_compared_and_followed: {why}");
+        return println!(
+            "skipped: a_database_restored_from_a_dump_is_compared_and_followed: {why}"
+        );
     }
     let db = first.database().await;
     let proxy = Proxy::before(first.port()).await;
     let mut node = Node::prepare(&proxy.url(db.name()), QUICK);
     db.load_example().await;
     // So that the log names transactions the new server has not begun yet.
-    db.sql("do $$ begin for i in 1..300 loop perform pg_current_xact_id(); commit; end loop; end $$").await;
+    db.sql(
+        "do $$ begin for i in 1..300 loop perform pg_current_xact_id(); commit; end loop; end $$",
+    )
+    .await;
     db.sql(&relabel("dumped")).await;
     node.start();
     node.synced().await;
-    let dump = std::process::Command::new("pg_dump").args(["--dbname", &first.url("postgres", db.name())]).output().unwrap();
+    let dump = std::process::Command::new("pg_dump")
+        .args(["--dbname", &first.url("postgres", db.name())])
+        .output()
+        .unwrap();
     assert!(dump.status.success(), "{dump:?}");
     let second = Cluster::stranger(Options::default().tcp());
     second.admin().await.sql("create role sidetone login").await;
-    second.admin().await.sql(&format!("create database {}", db.name())).await;
+    second
+        .admin()
+        .await
+        .sql(&format!("create database {}", db.name()))
+        .await;
     let mut restore = std::process::Command::new("psql")
         .args(["-qX", "--dbname", &second.url("postgres", db.name())])
         .stdin(std::process::Stdio::piped())
@@ -132,7 +177,8 @@ async fn a_database_restored_from_a_dump_is_compared_and_followed() {
     proxy.redirect(second.port()).await;
     node.until(LABEL, |reply| reply.body == "restored").await;
     there.sql(&relabel("and followed")).await;
-    node.until(LABEL, |reply| reply.body == "and followed").await;
+    node.until(LABEL, |reply| reply.body == "and followed")
+        .await;
     equal(&node).await;
 }
 
@@ -141,29 +187,58 @@ async fn rights_columns_and_policies_that_go_away_stop_nothing_and_are_told() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, QUICK).await;
     let cases = [
-        ("revoke select on public.tenants from sidetone", "grant select (id, name, slug, status) on public.tenants to sidetone", "permission denied"),
-        ("alter table public.tenant_phone_numbers rename column label to caption", "alter table public.tenant_phone_numbers rename column caption to label", "label"),
-        ("alter function sidetone.armed() rename to disarmed", "alter function sidetone.disarmed() rename to armed", "armed"),
+        (
+            "revoke select on public.tenants from sidetone",
+            "grant select (id, name, slug, status) on public.tenants to sidetone",
+            "permission denied",
+        ),
+        (
+            "alter table public.tenant_phone_numbers rename column label to caption",
+            "alter table public.tenant_phone_numbers rename column caption to label",
+            "label",
+        ),
+        (
+            "alter function sidetone.armed() rename to disarmed",
+            "alter function sidetone.disarmed() rename to armed",
+            "armed",
+        ),
     ];
     for (breaks, mends, told) in cases {
         // A right may be held by the column as well as by the table.
         if breaks.starts_with("revoke") {
-            db.sql("revoke select (id, name, slug, status) on public.tenants from sidetone").await;
+            db.sql("revoke select (id, name, slug, status) on public.tenants from sidetone")
+                .await;
         }
         db.sql(breaks).await;
-        let stale = node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
+        let stale = node
+            .until(LOOKUP, |reply| reply.text("/stale") == "true")
+            .await;
         assert_eq!(stale.status, 200);
         let error = status(&node, "/feed/last_error/text").await;
-        assert!(error.as_str().is_some_and(|text| text.contains(told)), "{breaks}: {error}");
+        assert!(
+            error.as_str().is_some_and(|text| text.contains(told)),
+            "{breaks}: {error}"
+        );
         db.sql(mends).await;
-        node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+        node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+            .await;
     }
-    db.sql("alter table public.prompts enable row level security").await;
-    node.until(LOOKUP, |reply| reply.status == 200 && reply.text("/stale") == "true").await;
+    db.sql("alter table public.prompts enable row level security")
+        .await;
+    node.until(LOOKUP, |reply| {
+        reply.status == 200 && reply.text("/stale") == "true"
+    })
+    .await;
     assert_eq!(status(&node, "/feed/armed").await, json!(false));
-    assert_ne!(node.get(LOOKUP).await.text("/prompt/ids"), "", "hidden rows were taken for deleted ones");
-    db.sql("alter table public.prompts disable row level security").await;
-    node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+    assert_ne!(
+        node.get(LOOKUP).await.text("/prompt/ids"),
+        "",
+        "hidden rows were taken for deleted ones"
+    );
+    db.sql("alter table public.prompts disable row level security")
+        .await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
     equal(&node).await;
 }
 
@@ -172,20 +247,38 @@ async fn every_way_to_write_is_heard() {
     let cluster = Cluster::own(Options::default().set("max_prepared_transactions", "5"));
     let db = cluster.database().await;
     let node = Node::with_example(&db, "").await;
-    let new = |e164: &str| format!("'{}', 'd2c4a8e1-7b9f-4a6e-8a1b-77889900aabb', '{e164}', 'es-AR', 'UTC'", uuid::Uuid::new_v4());
+    let new = |e164: &str| {
+        format!(
+            "'{}', 'd2c4a8e1-7b9f-4a6e-8a1b-77889900aabb', '{e164}', 'es-AR', 'UTC'",
+            uuid::Uuid::new_v4()
+        )
+    };
     let columns = "(id, tenant_id, e164, default_language, timezone)";
     let found = async |number: &str| {
-        node.until(&format!("/v1/lookup?to=%2B{number}"), |reply| reply.status == 200).await;
+        node.until(&format!("/v1/lookup?to=%2B{number}"), |reply| {
+            reply.status == 200
+        })
+        .await;
     };
     db.sql(&format!("set session_replication_role = replica; insert into public.tenant_phone_numbers {columns} values ({}); reset session_replication_role", new("+541150001001"))).await;
     found("541150001001").await;
     db.sql(&format!("insert into public.tenant_phone_numbers {columns} values ({}) on conflict (e164) do update set label = 'x'", new("+541150001002"))).await;
     found("541150001002").await;
     let mut session = db.session().await;
-    let copy: tokio_postgres::CopyInSink<bytes::Bytes> =
-        session.client().copy_in(&format!("copy public.tenant_phone_numbers {columns} from stdin csv")).await.unwrap();
+    let copy: tokio_postgres::CopyInSink<bytes::Bytes> = session
+        .client()
+        .copy_in(&format!(
+            "copy public.tenant_phone_numbers {columns} from stdin csv"
+        ))
+        .await
+        .unwrap();
     tokio::pin!(copy);
-    futures_util::SinkExt::send(&mut copy, bytes::Bytes::from(new("+541150001003").replace('\'', "").replace(", ", ",") + "\n")).await.unwrap();
+    futures_util::SinkExt::send(
+        &mut copy,
+        bytes::Bytes::from(new("+541150001003").replace('\'', "").replace(", ", ",") + "\n"),
+    )
+    .await
+    .unwrap();
     copy.finish().await.unwrap();
     found("541150001003").await;
     if cluster.major() >= 15 {
@@ -202,7 +295,8 @@ async fn every_way_to_write_is_heard() {
     db.sql(&format!("begin; insert into public.tenant_phone_numbers {columns} values ({}); prepare transaction 'later'", new("+541150001005"))).await;
     db.sql(&format!("begin; insert into public.tenant_phone_numbers {columns} values ({}); prepare transaction 'never'", new("+541150001006"))).await;
     db.sql(&relabel("after the prepared ones")).await;
-    node.until(LABEL, |reply| reply.body == "after the prepared ones").await;
+    node.until(LABEL, |reply| reply.body == "after the prepared ones")
+        .await;
     assert_eq!(node.get("/v1/lookup?to=%2B541150001005").await.status, 404);
     let name = db.name().to_owned();
     drop((db, session));
@@ -212,8 +306,12 @@ async fn every_way_to_write_is_heard() {
     db.sql("rollback prepared 'never'").await;
     found("541150001005").await;
     assert_eq!(node.get("/v1/lookup?to=%2B541150001006").await.status, 404);
-    db.sql("delete from public.tenants where slug = 'guardianes-srl'").await;
-    node.until("/v1/lookup?to=%2B541150001005", |reply| reply.status == 404 || status_is_held(reply)).await;
+    db.sql("delete from public.tenants where slug = 'guardianes-srl'")
+        .await;
+    node.until("/v1/lookup?to=%2B541150001005", |reply| {
+        reply.status == 404 || status_is_held(reply)
+    })
+    .await;
 }
 
 fn status_is_held(reply: &crate::node::Reply) -> bool {
@@ -227,7 +325,12 @@ async fn where_only_a_standby_is_left_it_is_polled_and_its_lag_is_told() {
     let db = primary.database().await;
     db.load_example().await;
     let standby = primary.standby(Options::default().tcp());
-    let url = format!("postgres://sidetone@127.0.0.1:{},127.0.0.1:{}/{}?sslmode=disable", primary.port(), standby.port(), db.name());
+    let url = format!(
+        "postgres://sidetone@127.0.0.1:{},127.0.0.1:{}/{}?sslmode=disable",
+        primary.port(),
+        standby.port(),
+        db.name()
+    );
     let mut node = Node::prepare(&url, QUICK);
     node.start();
     node.synced().await;
@@ -235,27 +338,39 @@ async fn where_only_a_standby_is_left_it_is_polled_and_its_lag_is_told() {
     node.until(LABEL, |reply| reply.body == "on both").await;
     let there = standby.open(db.name()).await;
     until("the standby has the row", async || {
-        there.value::<Option<String>>("select label from public.tenant_phone_numbers where e164 = '+14155550100'").await.as_deref() == Some("on both")
+        there
+            .value::<Option<String>>(
+                "select label from public.tenant_phone_numbers where e164 = '+14155550100'",
+            )
+            .await
+            .as_deref()
+            == Some("on both")
     })
     .await;
     let name = db.name().to_owned();
     drop(db);
     primary.stop(Stop::Immediate);
     until("the standby is polled", async || {
-        let pulled = node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#).await;
-        status(&node, "/feed/listening").await == json!(false) && status(&node, "/feed/last_pull_completed").await != json!(null) && pulled > 1.0
+        let pulled = node
+            .metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+            .await;
+        status(&node, "/feed/listening").await == json!(false)
+            && status(&node, "/feed/last_pull_completed").await != json!(null)
+            && pulled > 1.0
             && status(&node, "/feed/server_version").await != json!(null)
             && node.log().contains(r#""standby":true"#)
     })
     .await;
     assert_eq!(node.get(&format!("/v1/lookup?to={ACME}")).await.status, 200);
     // A standby that nothing arrives at cannot prove level.
-    node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "true")
+        .await;
     there.sql("select pg_promote(true)").await;
     let db = standby.open(&name).await;
     db.sql(&relabel("promoted")).await;
     node.until(LABEL, |reply| reply.body == "promoted").await;
-    node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
     equal(&node).await;
 }
 
@@ -264,24 +379,40 @@ async fn rows_read_from_a_standby_are_as_old_as_what_it_has_replayed() {
     let primary = Cluster::own(Options::default().tcp());
     let db = primary.database().await;
     let standby = primary.standby(Options::default().tcp());
-    let more = format!("{QUICK}\npostgres.read_url = '{}'", standby.tcp_url("sidetone", db.name()));
+    let more = format!(
+        "{QUICK}\npostgres.read_url = '{}'",
+        standby.tcp_url("sidetone", db.name())
+    );
     let node = Node::with_example(&db, &more).await;
     for i in 0..5 {
         db.sql(&relabel(&format!("replayed {i}"))).await;
-        node.until(LABEL, |reply| reply.body == format!("replayed {i}")).await;
+        node.until(LABEL, |reply| reply.body == format!("replayed {i}"))
+            .await;
     }
     // An idle primary proves level as well as a busy one.
-    node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
     let there = standby.open(db.name()).await;
     there.sql("select pg_wal_replay_pause()").await;
-    let still = if primary.major() >= 14 { "select pg_get_wal_replay_pause_state() = 'paused'" } else { "select pg_is_wal_replay_paused()" };
-    until("replay stands still", async || there.value::<bool>(still).await).await;
+    let still = if primary.major() >= 14 {
+        "select pg_get_wal_replay_pause_state() = 'paused'"
+    } else {
+        "select pg_is_wal_replay_paused()"
+    };
+    until("replay stands still", async || {
+        there.value::<bool>(still).await
+    })
+    .await;
     db.sql(&relabel("not replayed")).await;
-    let stale = node.until(LOOKUP, |reply| reply.text("/stale") == "true").await;
+    let stale = node
+        .until(LOOKUP, |reply| reply.text("/stale") == "true")
+        .await;
     assert_eq!(stale.text("/label"), "replayed 4");
     there.sql("select pg_wal_replay_resume()").await;
-    node.until(LABEL, |reply| reply.body == "not replayed").await;
-    node.until(LOOKUP, |reply| reply.text("/stale") == "false").await;
+    node.until(LABEL, |reply| reply.body == "not replayed")
+        .await;
+    node.until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
     equal(&node).await;
 }
 
@@ -296,9 +427,23 @@ async fn a_writer_that_idles_in_another_database_does_not_make_pulls_read_more()
         db.sql(&relabel(&format!("idle {i}"))).await;
     }
     node.until(LABEL, |reply| reply.body == "idle 29").await;
-    let changes = node.metric(r#"sidetone_changes_total{kind="number"}"#).await;
-    let beats = node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#).await;
-    until("two heartbeats", async || node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#).await >= beats + 2.0).await;
-    assert_eq!(node.metric(r#"sidetone_changes_total{kind="number"}"#).await, changes, "old changes are read again");
+    let changes = node
+        .metric(r#"sidetone_changes_total{kind="number"}"#)
+        .await;
+    let beats = node
+        .metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+        .await;
+    until("two heartbeats", async || {
+        node.metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+            .await
+            >= beats + 2.0
+    })
+    .await;
+    assert_eq!(
+        node.metric(r#"sidetone_changes_total{kind="number"}"#)
+            .await,
+        changes,
+        "old changes are read again"
+    );
     idle.sql("commit").await;
 }
