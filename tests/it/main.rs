@@ -9,6 +9,7 @@
 )]
 
 mod access;
+mod admin_tcp;
 mod answers;
 mod cli;
 mod cluster;
