@@ -388,42 +388,40 @@ fn in_force(
     daemon: u32,
     socket_group: Option<u32>,
 ) -> Result<Vec<Arc<Rule>>, Vec<Problem>> {
-        if rules.is_empty() {
-            let all = [Right::Config, Right::Credentials];
-            let mut rules = vec![
-                Rule::everything(Who::User(0), &all),
-                Rule::everything(Who::User(daemon), &all),
-            ];
-            rules.extend(
-                socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])),
-            );
-            return Ok(rules.into_iter().map(Arc::new).collect());
-        }
-        let mut known = Vec::with_capacity(rules.len());
-        let mut problems = Vec::new();
-        for (index, rule) in rules.iter().enumerate() {
-            match who(rule, names) {
-                Ok(who) => known.push(Arc::new(Rule {
-                    who,
-                    allow: rule.allow.iter().copied().collect(),
-                    tenants: rule.tenants.iter().cloned().collect(),
-                    providers: rule.providers.iter().cloned().collect(),
-                    rate: rule.rate,
-                })),
-                Err(what) => {
-                    problems.push(Problem {
-                        place: String::new(),
-                        key: format!("access.{index}"),
-                        what,
-                    });
-                }
+    if rules.is_empty() {
+        let all = [Right::Config, Right::Credentials];
+        let mut rules = vec![
+            Rule::everything(Who::User(0), &all),
+            Rule::everything(Who::User(daemon), &all),
+        ];
+        rules.extend(socket_group.map(|gid| Rule::everything(Who::Group(gid), &[Right::Config])));
+        return Ok(rules.into_iter().map(Arc::new).collect());
+    }
+    let mut known = Vec::with_capacity(rules.len());
+    let mut problems = Vec::new();
+    for (index, rule) in rules.iter().enumerate() {
+        match who(rule, names) {
+            Ok(who) => known.push(Arc::new(Rule {
+                who,
+                allow: rule.allow.iter().copied().collect(),
+                tenants: rule.tenants.iter().cloned().collect(),
+                providers: rule.providers.iter().cloned().collect(),
+                rate: rule.rate,
+            })),
+            Err(what) => {
+                problems.push(Problem {
+                    place: String::new(),
+                    key: format!("access.{index}"),
+                    what,
+                });
             }
         }
-        if problems.is_empty() {
-            Ok(known)
-        } else {
-            Err(problems)
-        }
+    }
+    if problems.is_empty() {
+        Ok(known)
+    } else {
+        Err(problems)
+    }
 }
 
 fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
@@ -591,6 +589,7 @@ pub fn unit_in_cgroup(cgroup: &str) -> Option<&str> {
 }
 
 #[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
 
@@ -682,7 +681,11 @@ mod tests {
         let access = access(&[serde_json::json!({"user": "asterisk", "allow": ["config"]})]);
         assert!(!access.rights(&unix(0, 0, &[]), Instant::now()).any());
         assert!(!access.rights(&unix(500, 600, &[600]), Instant::now()).any());
-        assert!(access.rights(&unix(110, 115, &[]), Instant::now()).config(&acme()));
+        assert!(
+            access
+                .rights(&unix(110, 115, &[]), Instant::now())
+                .config(&acme())
+        );
     }
 
     #[test]
@@ -721,7 +724,9 @@ mod tests {
                 && rights.credentials(&other()).has("google")
         );
         assert_eq!(
-            access.rights(&unix(110, 1, &[]), Instant::now()).credentials(&acme()),
+            access
+                .rights(&unix(110, 1, &[]), Instant::now())
+                .credentials(&acme()),
             Providers::None
         );
     }
@@ -795,7 +800,10 @@ mod tests {
         assert_eq!(bucket.take(pace, start + 100 * MS), Ok(()));
         assert_eq!(bucket.take(pace, start + 100 * MS), Err(100 * MS));
         let later = start + Duration::from_secs(3600);
-        assert_eq!((0..9).filter(|_| bucket.take(pace, later).is_ok()).count(), 3);
+        assert_eq!(
+            (0..9).filter(|_| bucket.take(pace, later).is_ok()).count(),
+            3
+        );
     }
 
     proptest::proptest! {
@@ -865,8 +873,9 @@ mod tests {
 
     #[test]
     fn all_connections_of_a_user_share_its_rate_and_all_of_tcp_one() {
-        let access = access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
-            .with_tcp_rate("4/s".parse().unwrap());
+        let access =
+            access(&[serde_json::json!({"user": "7", "allow": ["config"], "rate": "5/s"})])
+                .with_tcp_rate("4/s".parse().unwrap());
         let now = Instant::now();
         let passed = |caller: &Caller| {
             (0..9)
@@ -895,7 +904,10 @@ mod tests {
         assert_eq!(pace(1, &[9, 8]), None);
         assert_eq!(pace(2, &[7]), Pace::of(Rate::DEFAULT));
         assert_eq!(
-            defaults().rights(&unix(0, 0, &[]), Instant::now()).limit.map(|limit| limit.pace),
+            defaults()
+                .rights(&unix(0, 0, &[]), Instant::now())
+                .limit
+                .map(|limit| limit.pace),
             Pace::of(Rate::DEFAULT)
         );
     }
@@ -916,11 +928,17 @@ mod tests {
         assert!(buckets.of((0, None), start).take(pace, start).is_err());
         assert!(buckets.of((1, None), start).take(pace, start).is_err());
         // Nobody gives way: newcomers share.
-        assert!(Arc::ptr_eq(&buckets.of((4, None), start), &buckets.of((5, None), start)));
+        assert!(Arc::ptr_eq(
+            &buckets.of((4, None), start),
+            &buckets.of((5, None), start)
+        ));
         assert_eq!(buckets.of_users.len(), 3);
         // Later all but the held one do.
         let later = start + Duration::from_secs(2);
-        assert!(!Arc::ptr_eq(&buckets.of((4, None), later), &buckets.of((5, None), later)));
+        assert!(!Arc::ptr_eq(
+            &buckets.of((4, None), later),
+            &buckets.of((5, None), later)
+        ));
         assert!(Arc::ptr_eq(&held, &buckets.of((0, None), later)));
     }
 
@@ -948,22 +966,49 @@ mod tests {
         assert!(access.asks_for_units() && !defaults().asks_for_units());
         // Units of one user have a rate each.
         while agent.take(now).is_ok() {}
-        assert_eq!(access.rights(&of_unit(7, "other.service"), now).take(now), Ok(()));
+        assert_eq!(
+            access.rights(&of_unit(7, "other.service"), now).take(now),
+            Ok(())
+        );
     }
 
     #[test]
     fn the_unit_is_the_first_part_of_the_cgroup_that_is_no_slice() {
         for (cgroup, unit) in [
-            ("0::/system.slice/voice-agent.service\n", Some("voice-agent.service")),
-            ("0::/system.slice/system-agent.slice/agent@1.service/sub/x.service", Some("agent@1.service")),
-            ("1:name=systemd:/system.slice/a.service\n0::/\n", Some("a.service")),
-            ("12:pids:/system.slice/p.service\n1:name=systemd:/system.slice/a.service\n0::/system.slice/a.service\n", Some("a.service")),
-            ("1:name=systemd:/system.slice/a.service\n0::/system.slice/b.service\n", None),
+            (
+                "0::/system.slice/voice-agent.service\n",
+                Some("voice-agent.service"),
+            ),
+            (
+                "0::/system.slice/system-agent.slice/agent@1.service/sub/x.service",
+                Some("agent@1.service"),
+            ),
+            (
+                "1:name=systemd:/system.slice/a.service\n0::/\n",
+                Some("a.service"),
+            ),
+            (
+                "12:pids:/system.slice/p.service\n1:name=systemd:/system.slice/a.service\n0::/system.slice/a.service\n",
+                Some("a.service"),
+            ),
+            (
+                "1:name=systemd:/system.slice/a.service\n0::/system.slice/b.service\n",
+                None,
+            ),
             // What a user or a container calls its own groups is no unit of the system's.
-            ("0::/user.slice/user-7.slice/user@7.service/app.slice/voice-agent.service", Some("user@7.service")),
-            ("0::/user.slice/user-7.slice/session-3.scope", Some("session-3.scope")),
+            (
+                "0::/user.slice/user-7.slice/user@7.service/app.slice/voice-agent.service",
+                Some("user@7.service"),
+            ),
+            (
+                "0::/user.slice/user-7.slice/session-3.scope",
+                Some("session-3.scope"),
+            ),
             ("0::/docker/1f/system.slice/voice-agent.service", None),
-            ("0::/machine.slice/m.scope/payload/voice-agent.service", Some("m.scope")),
+            (
+                "0::/machine.slice/m.scope/payload/voice-agent.service",
+                Some("m.scope"),
+            ),
             ("0::/../voice-agent.service", None),
             ("0::/system.slice", None),
             ("0::/\n", None),

@@ -473,13 +473,23 @@ mod size {
     use serde::{Deserialize, Deserializer, Serializer};
 
     pub(super) fn serialize<S: Serializer>(size: &ByteSize, to: S) -> Result<S::Ok, S::Error> {
-        let units = [(1_u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"), (1, "B")];
+        let units = [
+            (1_u64 << 30, "GiB"),
+            (1 << 20, "MiB"),
+            (1 << 10, "KiB"),
+            (1, "B"),
+        ];
         let bytes = size.as_u64();
         let exact = |(unit, name): (u64, &str)| {
             let whole = bytes.checked_div(unit).filter(|whole| *whole > 0)?;
             (whole.checked_mul(unit) == Some(bytes)).then(|| format!("{whole}{name}"))
         };
-        to.serialize_str(&units.into_iter().find_map(exact).unwrap_or_else(|| format!("{bytes}B")))
+        to.serialize_str(
+            &units
+                .into_iter()
+                .find_map(exact)
+                .unwrap_or_else(|| format!("{bytes}B")),
+        )
     }
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<ByteSize, D::Error> {
@@ -1393,22 +1403,51 @@ mod tests {
         let told = |toml: &str| problems(&format!("[admin]\n{toml}"), &[]);
         let token = "token_file = \"/t\"\n";
         let tls = "tls_cert = \"/c\"\ntls_key = \"/k\"\n";
-        assert_eq!(told(&format!("tcp = \"127.0.0.1:1\"\n{token}")), Vec::<String>::new());
         assert_eq!(
-            told(&format!("tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\ntls_client_ca = \"/a\"\n{token}{tls}")),
+            told(&format!("tcp = \"127.0.0.1:1\"\n{token}")),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            told(&format!(
+                "tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\ntls_client_ca = \"/a\"\n{token}{tls}"
+            )),
             Vec::<String>::new()
         );
         for (toml, what) in [
-            ("tcp = \"127.0.0.1:1\"\n".to_owned(), "admin.tcp: needs a token"),
-            (format!("tcp = \"here\"\n{token}"), "admin.tcp: must be an address"),
-            (format!("tcp = \"127.0.0.1:8377\"\n{token}"), "admin.tcp: is also http.tcp"),
-            (format!("tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\n{token}{tls}"), "admin.tcp: is no loopback address"),
-            (format!("tcp = \"0.0.0.0:1\"\ntls_client_ca = \"/a\"\n{token}{tls}"), "admin.hosts: is empty"),
-            ("tls_cert = \"/c\"\n".to_owned(), "admin.tls_cert: and admin.tls_key belong together"),
-            ("tls_client_ca = \"/a\"\n".to_owned(), "admin.tls_client_ca: needs TLS"),
+            (
+                "tcp = \"127.0.0.1:1\"\n".to_owned(),
+                "admin.tcp: needs a token",
+            ),
+            (
+                format!("tcp = \"here\"\n{token}"),
+                "admin.tcp: must be an address",
+            ),
+            (
+                format!("tcp = \"127.0.0.1:8377\"\n{token}"),
+                "admin.tcp: is also http.tcp",
+            ),
+            (
+                format!("tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\n{token}{tls}"),
+                "admin.tcp: is no loopback address",
+            ),
+            (
+                format!("tcp = \"0.0.0.0:1\"\ntls_client_ca = \"/a\"\n{token}{tls}"),
+                "admin.hosts: is empty",
+            ),
+            (
+                "tls_cert = \"/c\"\n".to_owned(),
+                "admin.tls_cert: and admin.tls_key belong together",
+            ),
+            (
+                "tls_client_ca = \"/a\"\n".to_owned(),
+                "admin.tls_client_ca: needs TLS",
+            ),
         ] {
             let told = told(&toml);
-            assert!(told.len() == 1 && told[0].contains(what), "{toml}: {told:?}");
+            assert!(
+                told.len() == 1 && told[0].contains(what),
+                "{toml}: {told:?}"
+            );
         }
     }
 

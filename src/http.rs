@@ -554,7 +554,12 @@ impl Handler for Connection {
                 }
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
                 May::Token => {
-                    if self.node.token.as_ref().is_some_and(|token| token.is_shown(&asked)) {
+                    if self
+                        .node
+                        .token
+                        .as_ref()
+                        .is_some_and(|token| token.is_shown(&asked))
+                    {
                         return admin::answer(app, dialling, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");

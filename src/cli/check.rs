@@ -144,7 +144,10 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     units(&config, &mut findings);
     match crate::http::try_admin_tcp(&config) {
         Ok(()) if config.admin.tcp.is_empty() => findings.ok("admin.tcp", "off"),
-        Ok(()) => findings.ok("admin.tcp", format!("{}: token and certificates can be used", config.admin.tcp)),
+        Ok(()) => findings.ok(
+            "admin.tcp",
+            format!("{}: token and certificates can be used", config.admin.tcp),
+        ),
         Err(err) => findings.problem("admin.tcp", chain(&err), ""),
     }
     block_on(async {

@@ -62,9 +62,9 @@ fn is_named(authority: &str, names: &[String]) -> bool {
         match rest {
             None => false,
             Some("") => true,
-            Some(rest) => rest
-                .strip_prefix(':')
-                .is_some_and(|port| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()),
+            Some(rest) => rest.strip_prefix(':').is_some_and(|port| {
+                port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+            }),
         }
     })
 }
@@ -105,9 +105,14 @@ mod tests {
                 value.parse().unwrap(),
             );
         }
-        check(&map, &target.parse().unwrap(), version, &["n1.example".to_owned()])
-            .err()
-            .map(|fail| fail.outcome)
+        check(
+            &map,
+            &target.parse().unwrap(),
+            version,
+            &["n1.example".to_owned()],
+        )
+        .err()
+        .map(|fail| fail.outcome)
     }
 
     #[test]
@@ -137,7 +142,11 @@ mod tests {
             ("n1.example.org", Some(Outcome::Forbidden)),
             ("xn1.example", Some(Outcome::Forbidden)),
         ] {
-            assert_eq!(outcome(Version::HTTP_11, "/", &[("host", host)]), told, "{host}");
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                told,
+                "{host}"
+            );
         }
     }
 

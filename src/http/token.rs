@@ -115,10 +115,7 @@ pub(super) fn tls(admin: &AdminConfig) -> Result<Option<Arc<ServerConfig>>, Bind
     Ok(Some(Arc::new(config)))
 }
 
-fn certificates(
-    key: &'static str,
-    path: &Path,
-) -> Result<Vec<CertificateDer<'static>>, BindError> {
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, BindError> {
     let failed = |err: rustls::pki_types::pem::Error| refused(key, path, io::Error::other(err));
     let found: Vec<_> = CertificateDer::pem_file_iter(path)
         .map_err(failed)?

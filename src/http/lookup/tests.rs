@@ -763,6 +763,12 @@ async fn who_asks_too_often_is_told_to_wait_and_counted_and_can_still_ask_for_he
     assert_eq!(node.get(&flooder, "/metrics").await.code, 503);
     assert_eq!(node.get(&flooder, "/healthz").await.code, 200);
     assert_eq!(node.get(&flooder, "/readyz").await.code, 200);
-    assert_ne!(node.get(&other, target).await.status(), is(503, "overloaded"));
-    assert_ne!(node.get(&Caller::Tcp, target).await.status(), is(503, "overloaded"));
+    assert_ne!(
+        node.get(&other, target).await.status(),
+        is(503, "overloaded")
+    );
+    assert_ne!(
+        node.get(&Caller::Tcp, target).await.status(),
+        is(503, "overloaded")
+    );
 }
