@@ -172,6 +172,80 @@ section! {
         unix: PathBuf = PathBuf::from("/run/sidetone-admin/admin.sock"),
         /// Mode of the admin socket, in octal.
         unix_mode: FileMode = FileMode(0o600),
+        /// Address and port for operators who show the token; loopback unless TLS with client certificates is on.
+        /// Empty: none.
+        tcp: String = String::new(),
+        /// File with the token that operators over TCP show as `Authorization: Bearer`: at least 16 characters,
+        /// readable by the daemon's user only.
+        token_file: PathBuf = PathBuf::new(),
+        /// PEM file with the certificate of `tcp` and those between it and its authority. Empty: no TLS.
+        tls_cert: PathBuf = PathBuf::new(),
+        /// PEM file with the private key of `tls_cert`, readable by the daemon's user only.
+        tls_key: PathBuf = PathBuf::new(),
+        /// PEM file of the authorities of operators' certificates. Set: who has none is not answered.
+        tls_client_ca: PathBuf = PathBuf::new(),
+        /// Names by which `tcp` is reached from elsewhere, without port. A request for another name is refused;
+        /// loopback names always pass.
+        hosts: Vec<String> = Vec::new(),
+    }
+}
+
+impl AdminConfig {
+    fn contradictions(&self, http_tcp: &str) -> Vec<(&'static str, &'static str)> {
+        let mut found = Vec::new();
+        let given = |path: &Path| !path.as_os_str().is_empty();
+        let (cert, key, ca) = (
+            given(&self.tls_cert),
+            given(&self.tls_key),
+            given(&self.tls_client_ca),
+        );
+        if cert != key {
+            found.push((
+                "admin.tls_cert",
+                "and admin.tls_key belong together; set both or neither",
+            ));
+        }
+        if ca && !cert {
+            found.push((
+                "admin.tls_client_ca",
+                "needs TLS; set admin.tls_cert and admin.tls_key too",
+            ));
+        }
+        if self.tcp.is_empty() {
+            return found;
+        }
+        if !given(&self.token_file) {
+            found.push((
+                "admin.tcp",
+                "needs a token; name its file in admin.token_file",
+            ));
+        }
+        match self.tcp.parse::<std::net::SocketAddr>() {
+            Err(_) => found.push((
+                "admin.tcp",
+                "must be an address and port such as 127.0.0.1:8378, or empty",
+            )),
+            Ok(address) if !address.ip().is_loopback() => {
+                if !(cert && key && ca) {
+                    found.push((
+                        "admin.tcp",
+                        "is no loopback address; set admin.tls_cert, admin.tls_key and admin.tls_client_ca too, or bind 127.0.0.1",
+                    ));
+                }
+                if self.hosts.is_empty() {
+                    found.push((
+                        "admin.hosts",
+                        "is empty, so that admin.tcp could not be reached from elsewhere; name how operators call this node",
+                    ));
+                }
+            }
+            Ok(address) => {
+                if http_tcp.parse() == Ok(address) && address.port() != 0 {
+                    found.push(("admin.tcp", "is also http.tcp; choose another port"));
+                }
+            }
+        }
+        found
     }
 }
 
@@ -687,6 +761,9 @@ impl Config {
                 }
                 Ok(_) => {}
             }
+        }
+        for (key, what) in self.admin.contradictions(&self.http.tcp) {
+            wrong(key, what);
         }
         if self.http.max_connections == 0 || self.http.max_connections > 100_000 {
             wrong("http.max_connections", "must lie between 1 and 100000");
@@ -1319,6 +1396,59 @@ mod tests {
             ),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn admin_over_tcp_needs_a_token_and_beyond_this_host_client_certificates_and_a_name() {
+        let told = |toml: &str| problems(&format!("[admin]\n{toml}"), &[]);
+        let token = "token_file = \"/t\"\n";
+        let tls = "tls_cert = \"/c\"\ntls_key = \"/k\"\n";
+        assert_eq!(
+            told(&format!("tcp = \"127.0.0.1:1\"\n{token}")),
+            Vec::<String>::new()
+        );
+        assert_eq!(
+            told(&format!(
+                "tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\ntls_client_ca = \"/a\"\n{token}{tls}"
+            )),
+            Vec::<String>::new()
+        );
+        for (toml, what) in [
+            (
+                "tcp = \"127.0.0.1:1\"\n".to_owned(),
+                "admin.tcp: needs a token",
+            ),
+            (
+                format!("tcp = \"here\"\n{token}"),
+                "admin.tcp: must be an address",
+            ),
+            (
+                format!("tcp = \"127.0.0.1:8377\"\n{token}"),
+                "admin.tcp: is also http.tcp",
+            ),
+            (
+                format!("tcp = \"0.0.0.0:1\"\nhosts = [\"n1\"]\n{token}{tls}"),
+                "admin.tcp: is no loopback address",
+            ),
+            (
+                format!("tcp = \"0.0.0.0:1\"\ntls_client_ca = \"/a\"\n{token}{tls}"),
+                "admin.hosts: is empty",
+            ),
+            (
+                "tls_cert = \"/c\"\n".to_owned(),
+                "admin.tls_cert: and admin.tls_key belong together",
+            ),
+            (
+                "tls_client_ca = \"/a\"\n".to_owned(),
+                "admin.tls_client_ca: needs TLS",
+            ),
+        ] {
+            let told = told(&toml);
+            assert!(
+                told.len() == 1 && told[0].contains(what),
+                "{toml}: {told:?}"
+            );
+        }
     }
 
     #[test]

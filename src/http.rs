@@ -13,6 +13,7 @@ mod lookup;
 mod params;
 #[cfg(test)]
 mod tests;
+mod token;
 mod unit;
 mod wire;
 
@@ -31,6 +32,7 @@ use tokio_util::task::TaskTracker;
 use self::audit::Audit;
 use self::line::{Ends, Stream};
 use self::listen::Door;
+use self::token::Token;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
 use crate::config::{Config, Problem, Right};
@@ -78,6 +80,7 @@ pub struct App {
 pub struct Doors {
     call: Vec<Door>,
     admin: Option<Door>,
+    admin_tcp: Option<(Door, Token)>,
     access: Access,
 }
 
@@ -115,6 +118,7 @@ pub fn bind(config: &Config) -> Result<Doors, BindError> {
     Ok(Doors {
         call: opened.call,
         admin: opened.admin,
+        admin_tcp: opened.admin_tcp,
         access,
     })
 }
@@ -131,6 +135,18 @@ pub fn problems(config: &Config) -> Vec<Problem> {
             .flatten(),
     );
     problems
+}
+
+/// What of the files for operators over TCP cannot be used, for `check`.
+///
+/// # Errors
+/// [`BindError`]: the first thing that would keep the daemon from starting.
+pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
+    if !config.admin.tcp.is_empty() {
+        Token::load(&config.admin.token_file)?;
+        token::tls(&config.admin)?;
+    }
+    Ok(())
 }
 
 /// Why rules about units match nobody on this host, where there are such rules.
@@ -156,7 +172,9 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let permits = usize::try_from(http.max_connections)
         .unwrap_or(usize::MAX)
         .min(Semaphore::MAX_PERMITS);
+    let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
+        token,
         dialling: app.config.dialling(),
         access: doors.access,
         audit: Audit::default(),
@@ -174,6 +192,13 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         door,
         side: Side::Admin,
         room: admin.clone(),
+    }));
+    // Of its own room: strangers who try tokens take none of those who need none.
+    let remote = Room::new(ADMIN_CONNECTIONS);
+    entrances.extend(admin_tcp.into_iter().map(|door| Entrance {
+        door,
+        side: Side::Admin,
+        room: remote.clone(),
     }));
     run(entrances, node, &terms, stop).await;
 }
@@ -365,10 +390,36 @@ impl<H: Host> Answering<H> {
             }
         };
         let (limits, kill) = (self.limits.clone(), self.kill.clone());
+        let tls = door.tls.clone();
         self.connections.spawn(async move {
-            wire::serve(stream, handler, &limits, kill).await;
+            let shaken = tokio::select! {
+                shaken = shake_hands(stream, tls, limits.ends.header_timeout) => shaken,
+                () = kill.cancelled() => return,
+            };
+            match shaken {
+                Ok(stream) => wire::serve(stream, handler, &limits, kill).await,
+                Err(err) => tracing::warn!(error = %err, "no TLS with a caller of the admin side"),
+            }
             drop(permit);
         });
+    }
+}
+
+/// TLS over a connection, where its door speaks that.
+async fn shake_hands(
+    stream: Stream,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    limit: Duration,
+) -> io::Result<Stream> {
+    match (stream, tls) {
+        (Stream::Tcp(stream), Some(tls)) => {
+            let shaken = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
+            let stream = tokio::time::timeout(limit, shaken)
+                .await
+                .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+            Ok(Stream::Tls(Box::new(stream)))
+        }
+        (stream, _) => Ok(stream),
     }
 }
 
@@ -387,6 +438,8 @@ struct Node {
     audit: Audit,
     dialling: Dialling,
     daemon: u32,
+    /// What operators over TCP show.
+    token: Option<Token>,
 }
 
 impl Host for Node {
@@ -401,7 +454,7 @@ impl Host for Node {
     ) -> io::Result<Connection> {
         let now = Instant::now();
         let mut caller = match stream {
-            Stream::Tcp(_) => Caller::Tcp,
+            Stream::Tcp(_) | Stream::Tls(_) => Caller::Tcp,
             Stream::Unix(stream) => {
                 let with_groups = side == Side::Admin || self.access.asks_for_groups();
                 Caller::Unix(door.peer(stream, with_groups)?)
@@ -410,7 +463,7 @@ impl Host for Node {
         let mut may = match (side, &caller) {
             (Side::Call, _) => May::Call(self.access.rights(&caller, now)),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
-            (Side::Admin, Caller::Tcp) => May::Admin(false),
+            (Side::Admin, Caller::Tcp) => May::Token,
         };
         // Asked for where a rule is about it, and where the log may have to tell who was refused.
         let matters = self.access.asks_for_units() || may.refuses();
@@ -455,6 +508,8 @@ struct Connection {
 enum May {
     Call(Rights),
     Admin(bool),
+    /// Whatever an operator may, with the token in each request.
+    Token,
 }
 
 impl May {
@@ -465,6 +520,7 @@ impl May {
                 .into_iter()
                 .any(|right| !rights.anywhere(right)),
             Self::Admin(may) => !may,
+            Self::Token => false,
         }
     }
 }
@@ -498,6 +554,19 @@ impl Handler for Connection {
                     lookup::answer(asking, &asked).await
                 }
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
+                May::Token => {
+                    if self
+                        .node
+                        .token
+                        .as_ref()
+                        .is_some_and(|token| token.is_shown(&asked))
+                    {
+                        return admin::answer(app, dialling, asked).await;
+                    }
+                    audit.refused(&self.caller, "admin: no token, or a wrong one");
+                    tokio::time::sleep(token::DELAY).await;
+                    token::unauthorized()
+                }
                 May::Admin(false) => {
                     audit.refused(&self.caller, "admin");
                     let message =
@@ -515,7 +584,11 @@ impl Handler for Connection {
         }
     }
 
-    fn over_tcp(&self) -> bool {
-        self.caller == Caller::Tcp
+    fn hosts(&self) -> Option<&[String]> {
+        match (&self.caller, &self.may) {
+            (Caller::Unix(_), _) => None,
+            (Caller::Tcp, May::Token) => Some(&self.node.app.config.admin.hosts),
+            (Caller::Tcp, _) => Some(&[]),
+        }
     }
 }

@@ -142,6 +142,14 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     replica_dir(&config, &mut findings);
     access(&config, &mut findings);
     units(&config, &mut findings);
+    match crate::http::try_admin_tcp(&config) {
+        Ok(()) if config.admin.tcp.is_empty() => findings.ok("admin.tcp", "off"),
+        Ok(()) => findings.ok(
+            "admin.tcp",
+            format!("{}: token and certificates can be used", config.admin.tcp),
+        ),
+        Err(err) => findings.problem("admin.tcp", chain(&err), ""),
+    }
     block_on(async {
         sockets(&config, &mut findings).await;
         if !args.offline {

@@ -455,6 +455,12 @@ impl Status {
             Exit::Unreachable,
             "too many questions at once, or by this caller (`rate`)",
         ),
+        Self::admin(
+            "unauthorized",
+            401,
+            Exit::Refused,
+            "over TCP without the token of `admin.token_file`",
+        ),
         Self::admin("accepted", 202, Exit::Ok, "ordered without `wait`"),
         Self::admin("unknown_tenant", 404, Exit::No, "no such tenant"),
         Self::admin(

@@ -10,16 +10,24 @@ use super::wire::{Fail, is_old};
 use crate::metrics::Outcome;
 
 /// Checks the request's authority, `Host` and `Origin`: each, where given, must name the loopback.
-pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<(), Fail> {
+///
+/// `names` are those that this node has besides.
+pub(super) fn check(
+    headers: &HeaderMap,
+    uri: &Uri,
+    version: Version,
+    names: &[String],
+) -> Result<(), Fail> {
     let forbidden = |what: &str| {
         Err(Fail::new(
             Outcome::Forbidden,
-            format!("{what} must name localhost or a loopback address"),
+            format!("{what} must name localhost, a loopback address or a name of this node's"),
         ))
     };
+    let is_ours = |authority: &str| is_loopback(authority) || is_named(authority, names);
     if uri
         .authority()
-        .is_some_and(|authority| !is_loopback(authority.as_str()))
+        .is_some_and(|authority| !is_ours(authority.as_str()))
     {
         return forbidden("the target");
     }
@@ -28,7 +36,7 @@ pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<
         (None, _) if is_old(version) => {}
         (None, _) => return Err(Fail::new(Outcome::BadRequest, "Host is missing")),
         (Some(_), Some(_)) => return Err(Fail::new(Outcome::BadRequest, "Host is given twice")),
-        (Some(host), None) if host.to_str().is_ok_and(is_loopback) => {}
+        (Some(host), None) if host.to_str().is_ok_and(is_ours) => {}
         (Some(_), None) => return forbidden("Host"),
     }
     for origin in headers.get_all(header::ORIGIN) {
@@ -37,11 +45,28 @@ pub(super) fn check(headers: &HeaderMap, uri: &Uri, version: Version) -> Result<
                 .strip_prefix("http://")
                 .or_else(|| origin.strip_prefix("https://"))
         });
-        if !host.is_some_and(is_loopback) {
+        if !host.is_some_and(is_ours) {
             return forbidden("Origin");
         }
     }
     Ok(())
+}
+
+/// One of these names, with or without a port.
+fn is_named(authority: &str, names: &[String]) -> bool {
+    names.iter().any(|name| {
+        let rest = authority
+            .get(..name.len())
+            .filter(|start| start.eq_ignore_ascii_case(name))
+            .and_then(|_| authority.get(name.len()..));
+        match rest {
+            None => false,
+            Some("") => true,
+            Some(rest) => rest.strip_prefix(':').is_some_and(|port| {
+                port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok()
+            }),
+        }
+    })
 }
 
 /// `localhost`, `127.x.x.x` or `[::1]`, with or without a port.
@@ -80,9 +105,14 @@ mod tests {
                 value.parse().unwrap(),
             );
         }
-        check(&map, &target.parse().unwrap(), version)
-            .err()
-            .map(|fail| fail.outcome)
+        check(
+            &map,
+            &target.parse().unwrap(),
+            version,
+            &["n1.example".to_owned()],
+        )
+        .err()
+        .map(|fail| fail.outcome)
     }
 
     #[test]
@@ -98,6 +128,23 @@ mod tests {
             assert_eq!(
                 outcome(Version::HTTP_11, "/", &[("host", host)]),
                 None,
+                "{host}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_name_of_this_node_is_let_through_whole_and_no_longer_one() {
+        for (host, told) in [
+            ("n1.example", None),
+            ("N1.example:8378", None),
+            ("n1.example:", Some(Outcome::Forbidden)),
+            ("n1.example.org", Some(Outcome::Forbidden)),
+            ("xn1.example", Some(Outcome::Forbidden)),
+        ] {
+            assert_eq!(
+                outcome(Version::HTTP_11, "/", &[("host", host)]),
+                told,
                 "{host}"
             );
         }

@@ -19,6 +19,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
 use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep};
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 /// An answer of which the caller takes nothing for this long is given up.
@@ -32,6 +33,7 @@ const FIRST_REQUEST: Duration = Duration::from_millis(250);
 pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
@@ -41,6 +43,9 @@ impl Stream {
         let _ = match self {
             Self::Unix(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
             Self::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+            Self::Tls(stream) => {
+                rustix::net::shutdown(stream.get_ref().0, rustix::net::Shutdown::Read)
+            }
         };
     }
 }
@@ -51,6 +56,7 @@ macro_rules! on {
         match $stream {
             Stream::Unix(stream) => Pin::new(stream).$method($($argument),*),
             Stream::Tcp(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Tls(stream) => Pin::new(stream).$method($($argument),*),
         }
     };
 }
@@ -322,6 +328,7 @@ impl AsyncWrite for Line {
         match &self.stream {
             Stream::Unix(stream) => stream.is_write_vectored(),
             Stream::Tcp(stream) => stream.is_write_vectored(),
+            Stream::Tls(stream) => stream.is_write_vectored(),
         }
     }
 

@@ -9,13 +9,16 @@ use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
+use rustls::server::ServerConfig;
 use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
 
 use super::line::Stream;
+use super::token::{self, Token};
 use crate::access::{self, Names, Peer};
 use crate::config::{AdminConfig, Config, FileMode, HttpConfig, Problem};
 
@@ -109,6 +112,8 @@ pub(super) struct Door {
     /// Whether others than owner and group are kept out, so that a stranger who connected is of the group.
     closed_to_others: bool,
     owner: u32,
+    /// What is spoken below HTTP.
+    pub(super) tls: Option<Arc<ServerConfig>>,
     /// What is ours to remove at the end; nothing where systemd holds the socket.
     own: Option<Own>,
 }
@@ -220,6 +225,7 @@ fn supplementary(pid: i32, uid: u32, gid: u32) -> Option<Vec<u32>> {
 pub(super) struct Opened {
     pub(super) call: Vec<Door>,
     pub(super) admin: Option<Door>,
+    pub(super) admin_tcp: Option<(Door, Token)>,
 }
 
 /// Takes what systemd passes and makes the rest.
@@ -227,6 +233,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
     let mut opened = Opened {
         call: Vec::new(),
         admin: None,
+        admin_tcp: None,
     };
     for (fd, name) in passed()? {
         let door = adopt(fd, &name)?;
@@ -274,7 +281,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             .push(unix_door("http.unix", unix, *unix_mode, group, 0o755)?);
     }
     if !tcp.is_empty() && !has(&opened.call, false) {
-        opened.call.push(tcp_door(tcp)?);
+        opened.call.push(tcp_door("http.tcp", tcp)?);
     }
     let AdminConfig {
         unix, unix_mode, ..
@@ -288,6 +295,12 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             0o700
         };
         opened.admin = Some(unix_door("admin.unix", unix, *unix_mode, None, directory)?);
+    }
+    if !config.admin.tcp.is_empty() {
+        let token = Token::load(&config.admin.token_file)?;
+        let tls = token::tls(&config.admin)?;
+        let door = tcp_door("admin.tcp", &config.admin.tcp)?;
+        opened.admin_tcp = Some((Door { tls, ..door }, token));
     }
     Ok(opened)
 }
@@ -368,6 +381,7 @@ fn unix_door(
         group: (file.mode() & 0o020 != 0).then_some(file.gid()),
         closed_to_others: file.mode() & 0o002 == 0,
         owner: file.uid(),
+        tls: None,
         own: Some(own),
     })
 }
@@ -436,8 +450,7 @@ fn is_answered(path: &Path) -> io::Result<bool> {
     }
 }
 
-fn tcp_door(tcp: &str) -> Result<Door, BindError> {
-    let key = "http.tcp";
+fn tcp_door(key: &'static str, tcp: &str) -> Result<Door, BindError> {
     let system = |step| {
         move |source| BindError::System {
             key,
@@ -483,6 +496,7 @@ fn over_tcp(listener: TcpListener) -> Door {
         group: None,
         closed_to_others: false,
         owner: 0,
+        tls: None,
         own: None,
     }
 }
@@ -522,6 +536,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                     .filter(|_| mode & 0o020 != 0),
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
+                tls: None,
                 own: None,
             })
         }

@@ -66,8 +66,8 @@ impl Handler for Echo {
         self.0.refused.fetch_add(1, Ordering::SeqCst);
     }
 
-    fn over_tcp(&self) -> bool {
-        false
+    fn hosts(&self) -> Option<&[String]> {
+        None
     }
 }
 

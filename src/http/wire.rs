@@ -239,8 +239,8 @@ pub(super) trait Handler: Send + Sync + 'static {
     /// A request that never becomes an [`Asked`], because of its target or body.
     fn refused(&self, outcome: Outcome);
 
-    /// Whether requests come over TCP, where `Host` and `Origin` count.
-    fn over_tcp(&self) -> bool;
+    /// Over TCP, where `Host` and `Origin` count: the names that this node has besides those of the loopback.
+    fn hosts(&self) -> Option<&[String]>;
 }
 
 /// What bounds a connection.
@@ -309,8 +309,8 @@ async fn respond<H: Handler>(
     limits: &Limits,
 ) -> Reply {
     let (head, body) = request.into_parts();
-    if handler.over_tcp()
-        && let Err(fail) = super::host::check(&head.headers, &head.uri, head.version)
+    if let Some(names) = handler.hosts()
+        && let Err(fail) = super::host::check(&head.headers, &head.uri, head.version, names)
     {
         handler.refused(fail.outcome);
         return fail.reply(Form::Json).closing();

@@ -1,5 +1,9 @@
 //! Who may ask what and how often, over real sockets, by the kernel's word.
 
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
 use crate::cluster::Cluster;
 use crate::node::{ACME, Node};
 
@@ -61,4 +65,77 @@ async fn a_rule_about_a_unit_lets_in_nobody_else_and_the_log_tells_who_was_refus
         line.contains(&format!("\"pid\":{own}")) && line.contains("\"uid\":"),
         "{line}"
     );
+}
+
+/// A control group of this machine that looks as a unit's does, if this user may make one. Gone when dropped.
+struct Group(PathBuf);
+
+impl Group {
+    fn make(path: &str) -> Option<Self> {
+        let bases = [
+            "/sys/fs/cgroup/systemd",
+            "/sys/fs/cgroup/unified",
+            "/sys/fs/cgroup",
+        ];
+        let base = bases
+            .iter()
+            .find(|base| Path::new(base).join("cgroup.procs").exists())?;
+        let group = Self(Path::new(base).join(path));
+        fs::create_dir_all(&group.0).ok()?;
+        group.0.join("cgroup.procs").exists().then_some(group)
+    }
+
+    /// Runs a command of the node's binary within the group.
+    fn run(&self, node: &Node, args: &[&str]) -> Output {
+        let inner = node.command(args);
+        let script = "echo $$ > \"$0\" && exec \"$@\"";
+        Command::new("sh")
+            .args(["-c", script])
+            .arg(self.0.join("cgroup.procs"))
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for dir in self
+            .0
+            .ancestors()
+            .take_while(|dir| dir.file_name().is_some_and(|name| name != "cgroup"))
+        {
+            let _ = fs::remove_dir(dir);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_of_the_unit_is_answered_and_one_of_a_group_called_so_elsewhere_is_not() {
+    let unit = format!("sidetone-it-{}.service", std::process::id());
+    let (Some(own), Some(imitated)) = (
+        Group::make(&format!("sidetone-it.slice/{unit}")),
+        Group::make(&format!("sidetone-it.slice/user@7-{unit}/{unit}")),
+    ) else {
+        return eprintln!("control groups cannot be made here: not tested");
+    };
+    let db = Cluster::shared().database().await;
+    let mut node = Node::prepare(
+        &db.url(),
+        &format!("[[access]]\nunit = \"{unit}\"\nallow = [\"config\"]\n"),
+    );
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, "x"))
+        .await;
+    node.start();
+    node.synced().await;
+    let ask = ["lookup", "+14155550100", "--field", "language"];
+    let told = own.run(&node, &ask);
+    assert_eq!(
+        (told.status.code(), told.stdout),
+        (Some(0), b"es-AR\n".to_vec())
+    );
+    assert_eq!(imitated.run(&node, &ask).status.code(), Some(4));
+    assert_eq!(node.cli(&ask).status.code(), Some(4));
+    assert!(node.log().contains(&format!("\"unit\":\"user@7-{unit}\"")));
 }

@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod admin_tcp;
 mod answers;
 mod callers;
 mod cli;
