@@ -565,6 +565,7 @@ async fn check_finds_nothing_wrong_with_a_good_system_before_and_while_its_daemo
         "replica.dir",
         "http.unix",
         "admin.unix",
+        "admin.tcp",
         "http.tcp",
         "TLS",
         "postgres.url",
