@@ -7,8 +7,12 @@
 pub mod handle;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressFinish};
 
 use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
@@ -33,6 +37,8 @@ const JOIN: Duration = Duration::from_millis(5);
 const DOORBELL_DEADLINE: Duration = Duration::from_secs(1);
 /// How long a refresh waits for `at_least`.
 const AT_LEAST_DEADLINE: Duration = Duration::from_secs(10);
+/// How often a long copy tells how far it is, times two.
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// How often it is made sure that LISTEN still stands.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
@@ -701,7 +707,11 @@ impl Feed {
                 }
             }
         };
-        match tokio::join!(reading, writing) {
+        let done = tokio::select! {
+            done = async { tokio::join!(reading, writing) } => done,
+            never = tell_progress(link.rows()) => match never {},
+        };
+        match done {
             // The writer's own error says more than that nobody reads.
             (Err(SourceError::NobodyReads), Err(err)) | (Ok(()), Err(err)) => Err(err),
             (Err(err), _) => Err(err.into()),
@@ -1004,6 +1014,23 @@ impl Feed {
             tracing::warn!(error = %text, "Postgres is not followed; answers go on from the replica");
         } else {
             tracing::debug!(error = %text, "Postgres is still not followed");
+        }
+    }
+}
+
+/// A long copy shows that it goes on: on a terminal by a bar, otherwise by a line in the log every few seconds.
+async fn tell_progress(rows: &Session) -> Infallible {
+    let bar = std::io::stderr()
+        .is_terminal()
+        .then(|| ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear));
+    let mut tick = interval(PROGRESS_EVERY);
+    loop {
+        // The first tick is at once: a short copy says nothing.
+        tick.tick().await;
+        tick.tick().await;
+        match &bar {
+            Some(bar) => bar.set_message(format!("{} rows copied from Postgres", rows.loaded())),
+            None => tracing::info!(rows = rows.loaded(), "copying from Postgres"),
         }
     }
 }

@@ -230,6 +230,7 @@ pub struct Session {
     driver: JoinHandle<()>,
     ended: CancellationToken,
     doorbell: Arc<Doorbell>,
+    loaded: AtomicU64,
     pull: Option<Statement>,
     held: Option<Vec<String>>,
     statement_timeout: Duration,
@@ -306,6 +307,7 @@ impl Session {
             driver,
             ended,
             doorbell,
+            loaded: AtomicU64::new(0),
             pull: None,
             held,
             statement_timeout: target.statement_timeout,
@@ -576,12 +578,19 @@ impl Session {
         Ok(())
     }
 
+    /// How many rows the load under way has brought so far.
+    #[must_use]
+    pub fn loaded(&self) -> u64 {
+        self.loaded.load(Ordering::Acquire)
+    }
+
     /// Streams rows of the snapshot begun to whoever writes them, tenants first.
     ///
     /// # Errors
     /// [`SourceError::NobodyReads`] when the writer gave up, else as for every statement.
     pub async fn load(&self, what: &Load, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
         const DOING: &str = "loading rows";
+        self.loaded.store(0, Ordering::Release);
         let mut chunk = Chunk::default();
         let whole = || vec![None];
         let named = |ids: &[Uuid]| {
@@ -629,7 +638,7 @@ impl Session {
                 self.stream(rows, true, &mut chunk, to).await?;
             }
         }
-        chunk.send(to).await
+        chunk.send(to, &self.loaded).await
     }
 
     async fn stream(
@@ -657,7 +666,7 @@ impl Session {
                 }
             };
             if chunk.push(row) {
-                chunk.send(to).await?;
+                chunk.send(to, &self.loaded).await?;
             }
         }
         Ok(())
@@ -770,12 +779,17 @@ impl Chunk {
         self.rows.len() >= ROWS_PER_CHUNK || self.bytes >= BYTES_PER_CHUNK
     }
 
-    async fn send(&mut self, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
+    async fn send(
+        &mut self,
+        to: &mpsc::Sender<Vec<Row>>,
+        sent: &AtomicU64,
+    ) -> Result<(), SourceError> {
         self.bytes = 0;
         let rows = std::mem::take(&mut self.rows);
         if rows.is_empty() {
             return Ok(());
         }
+        sent.fetch_add(u64::try_from(rows.len()).unwrap_or(0), Ordering::AcqRel);
         to.send(rows).await.map_err(|_| SourceError::NobodyReads)
     }
 }
