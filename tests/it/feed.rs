@@ -290,8 +290,9 @@ async fn with_postgres_stopped_answers_go_on_grow_old_and_come_back() {
     let db = cluster.database().await;
     let node = Node::with_example(&db, "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '600ms'").await;
     let name = db.name().to_owned();
-    let fresh = node.get(LOOKUP).await;
-    assert_eq!(fresh.text("/stale"), "false");
+    let fresh = node
+        .until(LOOKUP, |reply| reply.text("/stale") == "false")
+        .await;
     drop(db);
     cluster.stop(Stop::Immediate);
     let stale = node
@@ -395,8 +396,11 @@ async fn a_change_that_no_trigger_told_is_found_and_freshness_is_not_claimed_mea
     .await;
     node.until(LOOKUP, |reply| reply.text("/stale") == "true")
         .await;
-    let status = node.admin("GET", "/v1/admin/status", "").await;
-    assert_eq!(status.json().pointer("/feed/armed"), Some(&json!(false)));
+    until("the feed knows that it is not armed", async || {
+        let status = node.admin("GET", "/v1/admin/status", "").await;
+        status.json().pointer("/feed/armed") == Some(&json!(false))
+    })
+    .await;
     let report = node.admin("POST", "/v1/admin/verify", "").await;
     assert_eq!(report.json()["differences"], 1, "{report:?}");
     assert_eq!(node.get(LABEL).await.body, "untold");

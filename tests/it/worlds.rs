@@ -229,7 +229,10 @@ async fn rights_columns_and_policies_that_go_away_stop_nothing_and_are_told() {
         reply.status == 200 && reply.text("/stale") == "true"
     })
     .await;
-    assert_eq!(status(&node, "/feed/armed").await, json!(false));
+    until("the feed knows that it is not armed", async || {
+        status(&node, "/feed/armed").await == json!(false)
+    })
+    .await;
     assert_ne!(
         node.get(LOOKUP).await.text("/prompt/ids"),
         "",
