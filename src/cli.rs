@@ -241,28 +241,11 @@ impl CliError {
         {
             return;
         }
-        for line in chain(self).lines() {
+        for line in crate::cause::chain(self).lines() {
             // Nobody is left to tell that standard error is gone.
             let _ = writeln!(to, "sidetone: {}", output::printable(line));
         }
     }
-}
-
-/// An error with its causes, as one text.
-#[must_use]
-pub fn chain(err: &dyn Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(next) = cause {
-        let said = next.to_string();
-        // Some libraries repeat the cause in their own text.
-        if !text.ends_with(&said) {
-            text.push_str(": ");
-            text.push_str(&said);
-        }
-        cause = next.source();
-    }
-    text
 }
 
 /// Does what the arguments ask for.

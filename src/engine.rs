@@ -21,7 +21,7 @@ use crate::health::{FeedState, Health, Staleness};
 use crate::metrics::{Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
-use crate::replica::{Applied, Incoming, Moment, Replica, ReplicaError, Size, Terms, View};
+use crate::replica::{Applied, Incoming, Replica, ReplicaError, Size, Terms, View};
 use crate::resolve;
 use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
 use crate::seal::{Keyring, KeyringError};
@@ -289,7 +289,7 @@ impl Engine {
         terms: &Terms,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (applied, cursor) = self.replica.apply(incoming, terms, |applied, moment| {
+        let (applied, cursor) = self.replica.apply(incoming, terms, |applied| {
             let touched = if applied.everything {
                 Touched::All
             } else {
@@ -298,9 +298,7 @@ impl Engine {
                     tenants: applied.tenants.iter().copied().collect(),
                 }
             };
-            match moment {
-                Moment::Before | Moment::After => self.cache.step(&touched),
-            }
+            self.cache.step(&touched);
         })?;
         self.health.set_synced();
         self.metrics.synced.set(1);

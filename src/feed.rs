@@ -28,7 +28,7 @@ use crate::metrics::{ChangeKind, Disconnect, Metrics, PullCause};
 use crate::replica::{self, Applied, Comparison, Cover, Incoming, Terms, What};
 use crate::row::Table;
 use crate::source::migrate::SCHEMA_VERSION;
-use crate::source::{Doorbell, Load, Pulled, Role, Session, SourceError, Target, start_of};
+use crate::source::{Doorbell, Load, Pulled, Role, Session, SourceError, Target};
 use handle::{Difference, Order, OrderError, Refresh, RefreshReport, Scope, VerifyReport};
 
 /// Pulls after doorbells lie at least so far apart: one pull per burst.
@@ -428,7 +428,7 @@ impl Feed {
         self.tell_pull_started();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
-        let start = start_of(state.cursor.as_ref());
+        let start = change::read_from(state.cursor.as_ref());
         let pulled = self
             .in_time(link.rows().pull(&start, KEYS_PER_PULL))
             .await?;
@@ -563,7 +563,10 @@ impl Feed {
             link.rows().end().await?;
             return Ok(self.compare(link, state, Some(why)).await?.0);
         }
-        let changed = link.rows().keys(&start_of(state.cursor.as_ref())).await?;
+        let changed = link
+            .rows()
+            .keys(&change::read_from(state.cursor.as_ref()))
+            .await?;
         if let Step::Compare(why) = change::step(&changed, true) {
             link.rows().end().await?;
             return Ok(self.compare(link, state, Some(why)).await?.0);
@@ -599,7 +602,7 @@ impl Feed {
         let told = match change::continues(state.cursor.as_ref(), &header, self.held.as_deref()) {
             Ok(()) => cover_of(
                 link.rows()
-                    .keys(&start_of(state.cursor.as_ref()))
+                    .keys(&change::read_from(state.cursor.as_ref()))
                     .await?
                     .iter()
                     .map(|changed| &changed.key),
@@ -607,8 +610,8 @@ impl Feed {
             Err(_) => Cover::default(),
         };
         let accept = state.accept || why == Some(Why::OtherTenants);
-        let empty =
-            self.engine.stats().replica.tenants == 0 && self.engine.stats().replica.numbers == 0;
+        let held = self.engine.stats().replica;
+        let empty = held.tenants == 0 && held.numbers == 0;
         let (load, comparison) = if empty {
             (Load::Everything, Comparison::default())
         } else {

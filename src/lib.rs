@@ -29,5 +29,6 @@ pub mod condition;
 pub mod hours;
 pub mod row;
 pub mod number;
+pub mod cause;
 #[cfg(test)]
 mod sample;

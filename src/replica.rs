@@ -507,7 +507,7 @@ impl Replica {
         &self,
         mut incoming: Incoming,
         terms: &Terms,
-        mut around: impl FnMut(&Applied, Moment),
+        mut around: impl FnMut(&Applied),
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let txn = tried!("writing", self.db.begin_write())?;
         let (applied, next) = {
@@ -542,20 +542,11 @@ impl Replica {
             write_cursor(&mut meta, &next)?;
             (applied, next)
         };
-        around(&applied, Moment::Before);
+        around(&applied);
         let committed = tried!("committing", txn.commit());
-        around(&applied, Moment::After);
+        around(&applied);
         committed.map(|()| (applied, next))
     }
-}
-
-/// Relative to the commit of a batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Moment {
-    /// Nothing of the batch can be read yet.
-    Before,
-    /// The batch can be read, or was given up.
-    After,
 }
 
 /// How much the replica holds.

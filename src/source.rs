@@ -20,7 +20,7 @@ use tokio_postgres::{AsyncMessage, Client, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use crate::change::{Changed, Cursor, Header, Key, Start};
+use crate::change::{Changed, Header, Key, Start};
 use crate::row::DocHash;
 
 pub use target::{Role, Target, TargetError};
@@ -626,8 +626,8 @@ impl Session {
             }
         }
         if let Load::Some { numbers, .. } = what {
+            let statement = self.limit(self.client.prepare(sql::NUMBERS), DOING).await?;
             for list in numbers.chunks(NAMES_PER_QUERY) {
-                let statement = self.limit(self.client.prepare(sql::NUMBERS), DOING).await?;
                 let rows = self
                     .limit(
                         self.client
@@ -875,10 +875,4 @@ impl ReadThrough {
     pub async fn close(&self) {
         self.pool.close().await;
     }
-}
-
-/// Where a pull of this cursor starts, for the session's callers.
-#[must_use]
-pub fn start_of(cursor: Option<&Cursor>) -> Start {
-    crate::change::read_from(cursor)
 }

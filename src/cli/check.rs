@@ -15,8 +15,9 @@ use sqlx::Connection as _;
 
 use super::client::{Client, QUICK};
 use super::output::{self, Tone, cell};
-use super::{CliError, Exit, SettingsArgs, block_on, chain};
+use super::{CliError, Exit, SettingsArgs, block_on};
 use crate::access::{Access, Names};
+use crate::cause::chain;
 use crate::config::{self, Config, Problem};
 use crate::replica;
 use crate::seal::Keyring;

@@ -227,7 +227,7 @@ impl Client {
                     said: system(&err),
                 },
             })?;
-        let broken = |err: hyper::Error| self.broken(super::chain(&err));
+        let broken = |err: hyper::Error| self.broken(crate::cause::chain(&err));
         let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
@@ -260,7 +260,7 @@ impl Client {
                     self.broken(if err.is::<LengthLimitError>() {
                         format!("its answer is longer than {MOST_BYTES} bytes ({told:?} told)")
                     } else {
-                        super::chain(err.as_ref())
+                        crate::cause::chain(err.as_ref())
                     })
                 })?;
             Ok(Reply {
@@ -585,7 +585,7 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(
-            super::super::chain(&err),
+            crate::cause::chain(&err),
             "cannot reach the daemon at /nonexistent/s.sock: no such file or directory; is it running? (systemctl status sidetone)"
         );
         assert_eq!(err.exit(), Exit::Unreachable);

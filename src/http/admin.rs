@@ -11,6 +11,7 @@ use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
 use super::{App, lookup};
+use crate::cause::chain;
 use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
 use crate::health::FeedStatus;
@@ -284,18 +285,6 @@ async fn reload_keys(app: &App) -> Reply {
             "the daemon's log says why",
         ),
     }
-}
-
-/// An error with its causes.
-fn chain(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut source = err.source();
-    while let Some(err) = source {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        source = err.source();
-    }
-    text
 }
 
 #[derive(Debug, Deserialize)]
