@@ -72,18 +72,23 @@ pub fn init(config: &LogConfig) -> Result<LogControl, LogError> {
                 .try_init()?;
         }
     }
+    log_panics();
+    Ok(control)
+}
+
+fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
-        tracing::error!(
-            place,
+        // What it says may hold what was being read, a number say.
+        tracing::error!(place, "panic");
+        tracing::debug!(
             what = panic.payload_as_str().unwrap_or_default(),
-            "panic"
+            "what the panic said"
         );
     }));
-    Ok(control)
 }
 
 /// A filter as a plain layer over everything: around a single layer a reload would panic.
@@ -163,5 +168,28 @@ mod tests {
             "{text}"
         );
         assert!(!text.contains("quiet"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_is_logged_by_its_place_and_what_it_says_at_debug_only() {
+        let written = Written::default();
+        let make = {
+            let written = written.clone();
+            move || written.clone()
+        };
+        let (layer, _control) = filter("info").unwrap();
+        let subscriber = tracing_subscriber::registry()
+            .with(layer)
+            .with(fmt::layer().json().with_writer(make));
+        tracing::subscriber::with_default(subscriber, || {
+            let before = std::panic::take_hook();
+            log_panics();
+            let ended = std::panic::catch_unwind(|| panic!("while reading +14155550100"));
+            std::panic::set_hook(before);
+            assert!(ended.is_err());
+        });
+        let text = written.text();
+        assert!(text.contains("src/log.rs:"), "{text}");
+        assert!(!text.contains("14155550100"), "{text}");
     }
 }

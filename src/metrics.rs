@@ -65,6 +65,8 @@ label! {
         NotReady = "not_ready",
         /// Too many questions at once.
         Overloaded = "overloaded",
+        /// The node failed at this one answer, by a panic.
+        Internal = "internal",
     }
 }
 

@@ -455,6 +455,12 @@ impl Status {
             Exit::Unreachable,
             "too many questions at once, or by this caller (`rate`)",
         ),
+        Self::new(
+            "internal",
+            500,
+            Exit::Unreachable,
+            "the node failed at this one answer; its log says where",
+        ),
         Self::admin(
             "unauthorized",
             401,

@@ -366,7 +366,7 @@ async fn a_request_that_is_too_long_is_refused_and_says_so() {
             .await
             .contains("longer than 1024 bytes")
     );
-    assert_eq!(server.shared.refused.load(Ordering::SeqCst), 5);
+    assert_eq!(server.shared.refused.load(Ordering::SeqCst), 6);
 }
 
 /// What came before the server closed on a body that it did not read.
@@ -422,6 +422,7 @@ async fn a_panic_costs_one_answer() {
         .await
         .unwrap();
     assert!(answer(&mut stream).await.ends_with("GET /after "));
+    assert_eq!(server.shared.refused.load(Ordering::SeqCst), 1, "counted");
 }
 
 #[tokio::test]

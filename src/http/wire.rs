@@ -177,6 +177,7 @@ impl Fail {
             }
             Outcome::InvalidNumber | Outcome::BadRequest => StatusCode::BAD_REQUEST,
             Outcome::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Outcome::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Outcome::CredentialsStale | Outcome::NotReady | Outcome::Overloaded => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
@@ -214,12 +215,7 @@ pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str)
 
 fn internal() -> Reply {
     let message = "this answer failed; the daemon's log says why";
-    failure(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        Form::Json,
-        "internal",
-        message,
-    )
+    Fail::new(Outcome::Internal, message).reply(Form::Json)
 }
 
 /// A method that the route has not.
@@ -236,7 +232,7 @@ pub(super) fn not_allowed(allowed: &str, form: Form) -> Reply {
 pub(super) trait Handler: Send + Sync + 'static {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply>;
 
-    /// A request that never becomes an [`Asked`], because of its target or body.
+    /// A request that never becomes an [`Asked`], because of its head, target or body, or whose answer failed.
     fn refused(&self, outcome: Outcome);
 
     /// Over TCP, where `Host` and `Origin` count: the names that this node has besides those of the loopback.
@@ -262,7 +258,7 @@ pub(super) async fn serve<H: Handler>(
     let stop = limits.ends.stop.clone();
     let line = Line::new(stream, progress.clone(), limits.ends.clone());
     let service = {
-        let (stop, limits) = (stop.clone(), limits.clone());
+        let (stop, limits, handler) = (stop.clone(), limits.clone(), handler.clone());
         service_fn(move |request: Request<Incoming>| {
             let (handler, progress, limits) = (handler.clone(), progress.clone(), limits.clone());
             let stop = stop.clone();
@@ -273,7 +269,10 @@ pub(super) async fn serve<H: Handler>(
                     .catch_unwind()
                     .await;
                 // The panic itself is logged by the hook.
-                let reply = reply.unwrap_or_else(|_| internal());
+                let reply = reply.unwrap_or_else(|_| {
+                    handler.refused(Outcome::Internal);
+                    internal()
+                });
                 let last = progress.end(length);
                 Ok::<_, Infallible>(reply.into_response(last && stop.is_cancelled()))
             }
@@ -292,6 +291,9 @@ pub(super) async fn serve<H: Handler>(
             biased;
             ended = &mut connection => {
                 if let Err(err) = ended {
+                    if err.is_parse() {
+                        handler.refused(Outcome::BadRequest);
+                    }
                     tracing::debug!(error = %err, "connection ended");
                 }
                 return;
