@@ -18,3 +18,4 @@ test-postgres-versions: ## the tests of schema, feed and faults against Postgres
 test-faults: ## ten minutes of random faults under the judge, the worlds of feed.md, hostile rows; SIDETONE_SEED=n repeats a run
 	@scripts/ensure-postgres
 	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_FAULT_SECONDS=$${SIDETONE_FAULT_SECONDS:-600} cargo test --locked --test it -- --nocapture faults:: worlds:: rows::
+	cargo test --locked --test it -- --nocapture --ignored callers::

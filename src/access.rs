@@ -182,11 +182,31 @@ impl Pace {
     }
 }
 
+/// A caller is refused at most so often; nanoseconds from one refusal to the next.
+const REFUSAL: u64 = 10_000_000;
+
+/// Refusals that are told at once: who asks only a little too often is not kept waiting for its "no".
+const SWIFT_REFUSALS: u64 = 16;
+
+/// Longest time for which a refusal, or a connection of who is refused, is held back.
+const MOST_HELD: Duration = Duration::from_secs(1);
+
+/// A caller has asked too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Over {
+    /// How long until it may ask again.
+    pub wait: Duration,
+    /// How long the refusal is to be held back, so that a caller that asks again as soon as it is answered is slowed.
+    pub hold: Duration,
+}
+
 /// What one caller took lately, as the time at which all of it has come back. Taking is one exchange in memory.
 #[derive(Debug)]
 struct Bucket {
     epoch: Instant,
     full_at: AtomicU64,
+    /// When the last refusal so far is due.
+    refused_at: AtomicU64,
 }
 
 impl Bucket {
@@ -194,11 +214,39 @@ impl Bucket {
         Self {
             epoch,
             full_at: AtomicU64::new(0),
+            refused_at: AtomicU64::new(0),
         }
     }
 
     fn nanos(&self, now: Instant) -> u64 {
         u64::try_from(now.saturating_duration_since(self.epoch).as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// How long a refusal is held back now.
+    fn hold(&self, now: Instant) -> Duration {
+        let due = self.refused_at.load(Ordering::Relaxed);
+        let swift = REFUSAL.saturating_mul(SWIFT_REFUSALS);
+        let hold = due.saturating_sub(self.nanos(now)).saturating_sub(swift);
+        Duration::from_nanos(hold).min(MOST_HELD)
+    }
+
+    /// Counts a refusal, and says how long it is held back.
+    fn refuse(&self, now: Instant) -> Duration {
+        let most = u64::try_from(MOST_HELD.as_nanos()).unwrap_or(u64::MAX);
+        let swift = REFUSAL.saturating_mul(SWIFT_REFUSALS);
+        let (at, latest) = (self.nanos(now), most.saturating_add(swift));
+        let hold = self.hold(now);
+        let due = |due: u64| {
+            Some(
+                due.max(at)
+                    .saturating_add(REFUSAL)
+                    .min(at.saturating_add(latest)),
+            )
+        };
+        let _ = self
+            .refused_at
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, due);
+        hold
     }
 
     /// Takes one request, or says how long until there is one to take.
@@ -330,6 +378,30 @@ impl Access {
             .any(|rule| matches!(rule.who, Who::Unit(_)))
     }
 
+    /// How long a new connection of a user, or of TCP, is left alone: as long as a refusal would be held back.
+    #[must_use]
+    pub fn pause(&self, user: Option<u32>, now: Instant) -> Duration {
+        let Some(uid) = user else {
+            let limit = self.tcp.as_ref();
+            return limit.map_or(Duration::ZERO, |limit| limit.bucket.hold(now));
+        };
+        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let hold = |unit| Some(buckets.of_users.get(&(uid, unit))?.hold(now));
+        // Who is let in as a unit may be another caller than the user's other processes: those are asked.
+        let unit = |index: usize| {
+            matches!(
+                self.rules.get(index).map(|rule| &rule.who),
+                Some(Who::Unit(_))
+            )
+        };
+        let units = (0..self.rules.len()).filter(|index| unit(*index)).map(Some);
+        std::iter::once(None)
+            .chain(units)
+            .filter_map(hold)
+            .min()
+            .unwrap_or_default()
+    }
+
     /// What a caller may ask. Worked out once per connection.
     #[must_use]
     pub fn rights(&self, caller: &Caller, now: Instant) -> Rights {
@@ -455,12 +527,15 @@ impl Rights {
     /// Takes one request of what the caller may ask now.
     ///
     /// # Errors
-    /// When the caller has asked too often: how long until it may ask again.
-    pub fn take(&self, now: Instant) -> Result<(), Duration> {
-        match &self.limit {
-            Some(limit) => limit.bucket.take(limit.pace, now),
-            None => Ok(()),
-        }
+    /// [`Over`]: the caller has asked too often.
+    pub fn take(&self, now: Instant) -> Result<(), Over> {
+        let Some(Limit { bucket, pace }) = &self.limit else {
+            return Ok(());
+        };
+        bucket.take(*pace, now).map_err(|wait| Over {
+            wait,
+            hold: bucket.refuse(now),
+        })
     }
 
     /// Whether the caller has this right for any tenant at all.
@@ -1017,6 +1092,35 @@ mod tests {
             ("nonsense", None),
         ] {
             assert_eq!(unit_in_cgroup(cgroup), unit, "{cgroup}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_told_at_once_until_they_come_too_often() {
+        let start = Instant::now();
+        let bucket = Bucket::new(start);
+        let held: Vec<Duration> = (0..300).map(|_| bucket.refuse(start)).collect();
+        assert!(held[..17].iter().all(Duration::is_zero), "{held:?}");
+        assert_eq!(held[17], Duration::from_millis(10));
+        assert_eq!(held[299], MOST_HELD);
+        assert_eq!(
+            bucket.hold(start + Duration::from_millis(1160)),
+            Duration::ZERO
+        );
+    }
+
+    #[test]
+    fn new_connections_of_who_is_refused_too_often_are_left_alone_and_no_others() {
+        let access = Access::new(&[], &names(), 110, None).unwrap();
+        let now = Instant::now();
+        let (root, daemon) = (unix(0, 0, &[]), unix(110, 115, &[]));
+        let (rights, _other) = (access.rights(&root, now), access.rights(&daemon, now));
+        for _ in 0..20_100 {
+            let _ = rights.take(now);
+        }
+        assert!(access.pause(Some(0), now) > Duration::ZERO);
+        for other in [Some(110), Some(5), None] {
+            assert_eq!(access.pause(other, now), Duration::ZERO);
         }
     }
 }

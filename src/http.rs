@@ -17,8 +17,9 @@ mod token;
 mod unit;
 mod wire;
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
@@ -45,8 +46,11 @@ use crate::number::Dialling;
 
 pub use self::listen::BindError;
 
-/// Most connections of operators at once.
+/// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;
+
+/// Descriptors that callers never get: those of operators twice, and as many again for the feed, the replica and files.
+const KEPT_DESCRIPTORS: u64 = 128;
 
 /// How long to wait before trying again when there is no room for a connection.
 const NO_ROOM: Duration = Duration::from_millis(50);
@@ -169,9 +173,10 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         drain_timeout: http.drain_timeout,
         max_body: http.max_body.as_u64(),
     };
-    let permits = usize::try_from(http.max_connections)
-        .unwrap_or(usize::MAX)
-        .min(Semaphore::MAX_PERMITS);
+    let places = places(http.max_connections);
+    app.metrics
+        .connections_limit
+        .set(i64::try_from(places).unwrap_or(i64::MAX));
     let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
         token,
@@ -181,7 +186,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         daemon: rustix::process::geteuid().as_raw(),
         app,
     });
-    let (call, admin) = (Room::new(permits), Room::new(ADMIN_CONNECTIONS));
+    let (call, admin) = (Room::new(places), Room::new(ADMIN_CONNECTIONS));
     let mut entrances: Vec<Entrance> = Vec::new();
     entrances.extend(doors.call.into_iter().map(|door| Entrance {
         door,
@@ -212,36 +217,163 @@ struct Terms {
     max_body: u64,
 }
 
-/// A bounded number of connections. Who wants in when it is full moves those to leave that wait for their callers.
+/// How many connections callers may have: as many as configured, unless the limit of descriptors, raised as far as it
+/// goes, leaves fewer.
+fn places(configured: u32) -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let wanted = u64::from(configured).saturating_add(KEPT_DESCRIPTORS);
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let mut limit = current.unwrap_or(u64::MAX);
+    if limit < wanted {
+        let raised = Some(wanted.min(maximum.unwrap_or(u64::MAX)));
+        match setrlimit(
+            Resource::Nofile,
+            Rlimit {
+                current: raised,
+                maximum,
+            },
+        ) {
+            Ok(()) => limit = raised.unwrap_or(limit),
+            Err(err) => tracing::debug!(error = %err, "the limit of descriptors cannot be raised"),
+        }
+    }
+    let places = most_places(configured, limit);
+    if places < u64::from(configured) {
+        tracing::warn!(
+            descriptors = limit,
+            connections = places,
+            "http.max_connections: the limit of descriptors leaves fewer; set LimitNOFILE of the unit to {wanted}"
+        );
+    }
+    usize::try_from(places)
+        .unwrap_or(usize::MAX)
+        .min(Semaphore::MAX_PERMITS)
+}
+
+/// What is left of so many descriptors for callers; never nothing.
+fn most_places(configured: u32, descriptors: u64) -> u64 {
+    let rest = descriptors.saturating_sub(KEPT_DESCRIPTORS);
+    u64::from(configured).min(rest.max(descriptors / 4)).max(1)
+}
+
+/// A user on a Unix socket, or everybody over TCP.
+type Who = Option<u32>;
+
+/// A bounded number of connections. Who wants in when it is full moves those to leave that wait for their callers: of
+/// the caller that has most. A quarter is out of any one caller's reach.
 #[derive(Debug, Clone)]
 struct Room {
-    permits: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    /// Most places of one caller.
+    share: usize,
+    callers: Arc<Mutex<HashMap<Who, Arc<Crowd>>>>,
+}
+
+/// The connections of one caller.
+#[derive(Debug)]
+struct Crowd {
+    places: Arc<Semaphore>,
     /// Woken one at a time, the longest waiting first.
-    crowd: Arc<Notify>,
+    waiting: Arc<Notify>,
+}
+
+/// A place in the room.
+#[derive(Debug)]
+struct Place {
+    who: Who,
+    crowd: Option<Arc<Crowd>>,
+    room: Room,
+    taken: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.taken = None;
+        let mut callers = self.room.callers();
+        self.crowd = None;
+        // Taken only under the lock: where there is no other, nobody is of this crowd.
+        if callers
+            .get(&self.who)
+            .is_some_and(|crowd| Arc::strong_count(crowd) == 1)
+        {
+            callers.remove(&self.who);
+        }
+    }
 }
 
 impl Room {
     fn new(connections: usize) -> Self {
         Self {
-            permits: Arc::new(Semaphore::new(connections)),
-            crowd: Arc::new(Notify::new()),
+            places: Arc::new(Semaphore::new(connections)),
+            share: connections.saturating_sub(connections / 4),
+            callers: Arc::default(),
         }
     }
 
-    /// A place, as soon as there is one.
-    async fn enter(&self) -> OwnedSemaphorePermit {
+    fn callers(&self) -> std::sync::MutexGuard<'_, HashMap<Who, Arc<Crowd>>> {
+        self.callers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place, as soon as there is one. None where a caller has its share and more than that is not for it: because it
+    /// `floods`, or because each of its connections is being answered.
+    async fn enter(&self, who: Who, floods: bool) -> Option<Place> {
+        let crowd = self.crowd(who);
+        let mut place = Place {
+            who,
+            crowd: Some(crowd.clone()),
+            room: self.clone(),
+            taken: None,
+        };
+        let own = match crowd.places.clone().try_acquire_owned() {
+            Ok(own) => own,
+            Err(_) if floods => return None,
+            Err(_) => one_of(&crowd.places, || crowd.waiting.notify_one()).await?,
+        };
         loop {
-            if let Ok(permit) = self.permits.clone().try_acquire_owned() {
-                return permit;
-            }
-            self.crowd.notify_one();
-            // Whoever was moved may have got a request in the meantime: then the next is moved.
-            let waited = tokio::time::timeout(NO_ROOM, self.permits.clone().acquire_owned()).await;
-            if let Ok(Ok(permit)) = waited {
-                return permit;
+            if let Some(any) = one_of(&self.places, || self.make_room()).await {
+                place.taken = Some((own, any));
+                return Some(place);
             }
         }
     }
+
+    fn crowd(&self, who: Who) -> Arc<Crowd> {
+        let new = || Crowd {
+            places: Arc::new(Semaphore::new(self.share)),
+            waiting: Arc::new(Notify::new()),
+        };
+        self.callers()
+            .entry(who)
+            .or_insert_with(|| Arc::new(new()))
+            .clone()
+    }
+
+    /// The crowd of the caller that has most connections.
+    fn largest(&self) -> Option<Arc<Crowd>> {
+        let callers = self.callers();
+        callers
+            .values()
+            .min_by_key(|crowd| crowd.places.available_permits())
+            .cloned()
+    }
+
+    /// Moves one of the caller that has most connections to leave, if one of those waits.
+    fn make_room(&self) {
+        if let Some(crowd) = self.largest() {
+            crowd.waiting.notify_one();
+        }
+    }
+}
+
+/// One of these permits, if there is one or `make_room` brings one soon.
+async fn one_of(permits: &Arc<Semaphore>, make_room: impl Fn()) -> Option<OwnedSemaphorePermit> {
+    if let Ok(permit) = permits.clone().try_acquire_owned() {
+        return Some(permit);
+    }
+    make_room();
+    // Whoever was moved may have got a request in the meantime.
+    let waited = tokio::time::timeout(NO_ROOM, permits.clone().acquire_owned()).await;
+    waited.ok()?.ok()
 }
 
 /// A listening socket with the bound on its connections.
@@ -255,13 +387,17 @@ struct Entrance {
 trait Host: Send + Sync + 'static {
     type Handler: Handler;
 
-    /// Somebody connected.
+    /// Somebody connected, at `accepted`.
     fn connect(
         self: &Arc<Self>,
         door: &Door,
         side: Side,
         stream: &Stream,
+        accepted: Instant,
     ) -> io::Result<Self::Handler>;
+
+    /// How long a connection of this caller is left alone because it asks far more often than it may; zero for others.
+    fn pause(&self, side: Side, who: Who) -> Duration;
 
     /// Somebody could not be accepted.
     fn not_accepted(&self, err: &io::Error);
@@ -281,7 +417,7 @@ async fn run<H: Host>(
         let ends = Ends {
             header_timeout: terms.header_timeout,
             idle_timeout: terms.idle_timeout,
-            crowd: entrance.room.crowd.clone(),
+            crowd: Arc::default(), // each caller has its own
             stop: stop.clone(),
         };
         let answering = Answering {
@@ -331,11 +467,8 @@ struct Answering<H> {
 impl<H: Host> Answering<H> {
     /// Accepts until `stop`, then everybody who had connected before.
     async fn accept(self, entrance: Entrance) {
-        let Entrance {
-            mut door,
-            side,
-            room,
-        } = entrance;
+        let Entrance { door, side, room } = entrance;
+        let door = Arc::new(door);
         let stop = &self.limits.ends.stop;
         loop {
             let accepted = tokio::select! {
@@ -345,7 +478,7 @@ impl<H: Host> Answering<H> {
             };
             match accepted {
                 // Who was accepted is answered, also when `stop` comes while room is made.
-                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Ok(stream) => self.enter(&door, side, stream, &room).await,
                 Err(err) => tokio::select! {
                     () = stop.cancelled() => break,
                     () = self.after(&err, &room) => {}
@@ -355,7 +488,7 @@ impl<H: Host> Answering<H> {
         door.refuse_new();
         for _ in 0..MOST_WAITING {
             match door.waiting() {
-                Ok(stream) => self.spawn(&door, side, stream, room.enter().await),
+                Ok(stream) => self.enter(&door, side, stream, &room).await,
                 Err(err)
                     if matches!(
                         err.kind(),
@@ -377,21 +510,38 @@ impl<H: Host> Answering<H> {
             err.kind(),
             ConnectionAborted | ConnectionReset | Interrupted
         ) {
-            room.crowd.notify_one();
+            room.make_room();
             tokio::time::sleep(NO_ROOM).await;
         }
     }
 
-    fn spawn(&self, door: &Door, side: Side, stream: Stream, permit: OwnedSemaphorePermit) {
-        let handler = match self.host.connect(door, side, &stream) {
-            Ok(handler) => Arc::new(handler),
-            Err(err) => {
-                return tracing::debug!(error = %err, "a caller was gone before it was known");
-            }
+    /// Lets a connection in, or closes it where its caller has too many. What more is to be known of the caller is
+    /// found out beside the loop that accepts, so that a caller that connects again and again holds up no other.
+    async fn enter(&self, door: &Arc<Door>, side: Side, stream: Stream, room: &Room) {
+        let accepted = Instant::now();
+        let who = match &stream {
+            Stream::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
+            Stream::Tcp(_) | Stream::Tls(_) => None,
         };
-        let (limits, kill) = (self.limits.clone(), self.kill.clone());
-        let tls = door.tls.clone();
+        let pause = self.host.pause(side, who);
+        let Some(place) = room.enter(who, !pause.is_zero()).await else {
+            return self.host.not_accepted(&io::ErrorKind::QuotaExceeded.into());
+        };
+        let (host, door) = (self.host.clone(), door.clone());
+        let (mut limits, kill) = (self.limits.clone(), self.kill.clone());
+        if let Some(crowd) = &place.crowd {
+            limits.ends.crowd = crowd.waiting.clone();
+        }
         self.connections.spawn(async move {
+            limits.ends.hold_back(pause).await;
+            let handler = match host.connect(&door, side, &stream, accepted) {
+                Ok(handler) => Arc::new(handler),
+                Err(err) => {
+                    return tracing::debug!(error = %err, "a caller was gone before it was known");
+                }
+            };
+            let tls = door.tls.clone();
+            drop(door);
             let shaken = tokio::select! {
                 shaken = shake_hands(stream, tls, limits.ends.header_timeout) => shaken,
                 () = kill.cancelled() => return,
@@ -400,7 +550,7 @@ impl<H: Host> Answering<H> {
                 Ok(stream) => wire::serve(stream, handler, &limits, kill).await,
                 Err(err) => tracing::warn!(error = %err, "no TLS with a caller of the admin side"),
             }
-            drop(permit);
+            drop(place);
         });
     }
 }
@@ -451,6 +601,7 @@ impl Host for Node {
         door: &Door,
         side: Side,
         stream: &Stream,
+        accepted: Instant,
     ) -> io::Result<Connection> {
         let now = Instant::now();
         let mut caller = match stream {
@@ -468,7 +619,9 @@ impl Host for Node {
         // Asked for where a rule is about it, and where the log may have to tell who was refused.
         let matters = self.access.asks_for_units() || may.refuses();
         if let (true, Stream::Unix(stream), Caller::Unix(peer)) = (matters, stream, &mut caller) {
-            peer.unit = peer.pid.and_then(|pid| unit::of_peer(stream, pid));
+            peer.unit = peer
+                .pid
+                .and_then(|pid| unit::of_peer(stream, pid, accepted));
             if peer.unit.is_some() && side == Side::Call && self.access.asks_for_units() {
                 may = May::Call(self.access.rights(&caller, now));
             }
@@ -482,6 +635,13 @@ impl Host for Node {
             caller,
             may,
         })
+    }
+
+    fn pause(&self, side: Side, who: Who) -> Duration {
+        match side {
+            Side::Call => self.access.pause(who, Instant::now()),
+            Side::Admin => Duration::ZERO,
+        }
     }
 
     fn not_accepted(&self, err: &io::Error) {

@@ -200,6 +200,7 @@ pub struct Metrics {
     pub lookups: Per<Outcome, IntCounter>,
     pub request_duration: Per<Route, Histogram>,
     pub connections: IntGauge,
+    pub connections_limit: IntGauge,
     pub connections_total: IntCounter,
     pub accept_errors: IntCounter,
     pub cache_hits: IntCounter,
@@ -264,6 +265,11 @@ impl Metrics {
                 REQUEST_BUCKETS,
             )?,
             connections: gauge(r, "connections", "Connections open on the call listeners")?,
+            connections_limit: gauge(
+                r,
+                "connections_limit",
+                "Most connections on the call listeners: http.max_connections, or what the limit of descriptors leaves",
+            )?,
             connections_total: counter(
                 r,
                 "connections_total",

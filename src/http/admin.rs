@@ -77,6 +77,7 @@ struct Status {
     #[serde(flatten)]
     holds: Stats,
     connections: i64,
+    connections_limit: i64,
     quarantined_rows: usize,
     quarantined: Vec<Fault>,
     keys: Vec<Key>,
@@ -113,6 +114,7 @@ fn status(app: &App) -> Status {
         feed: app.health.feed(),
         holds: app.engine.stats(),
         connections: app.metrics.connections.get(),
+        connections_limit: app.metrics.connections_limit.get(),
         quarantined_rows,
         quarantined,
         keys: keys(app.engine.keys()),

@@ -180,6 +180,20 @@ pub(super) struct Ends {
     pub(super) stop: CancellationToken,
 }
 
+impl Ends {
+    /// Lets so much time pass, unless the place is needed or the daemon stops. Whether the place is needed.
+    pub(super) async fn hold_back(&self, pause: Duration) -> bool {
+        if pause.is_zero() {
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            () = self.crowd.notified() => true,
+            () = self.stop.cancelled() => false,
+        }
+    }
+}
+
 /// One connection, as hyper reads and writes it.
 pub(super) struct Line {
     stream: Stream,

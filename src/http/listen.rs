@@ -9,8 +9,8 @@ use std::net::SocketAddr;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
@@ -115,7 +115,7 @@ pub(super) struct Door {
     /// What is spoken below HTTP.
     pub(super) tls: Option<Arc<ServerConfig>>,
     /// What is ours to remove at the end; nothing where systemd holds the socket.
-    own: Option<Own>,
+    own: Mutex<Option<Own>>,
 }
 
 /// A socket's file that was made here, with the lock that says so.
@@ -150,8 +150,13 @@ impl Door {
     }
 
     /// Nobody can connect any more to a socket of ours; who did already can still be accepted.
-    pub(super) fn refuse_new(&mut self) {
-        let own = self.own.take().is_some();
+    pub(super) fn refuse_new(&self) {
+        let own = self
+            .own
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .is_some();
         if let Listener::Unix(listener) = &self.listener
             && own
         {
@@ -382,7 +387,7 @@ fn unix_door(
         closed_to_others: file.mode() & 0o002 == 0,
         owner: file.uid(),
         tls: None,
-        own: Some(own),
+        own: Mutex::new(Some(own)),
     })
 }
 
@@ -497,7 +502,7 @@ fn over_tcp(listener: TcpListener) -> Door {
         closed_to_others: false,
         owner: 0,
         tls: None,
-        own: None,
+        own: Mutex::default(),
     }
 }
 
@@ -537,7 +542,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
                 tls: None,
-                own: None,
+                own: Mutex::default(),
             })
         }
         Ok(AddressFamily::INET | AddressFamily::INET6) => {

@@ -134,7 +134,7 @@ async fn routed(
         };
         return (route, Some(fail.outcome), fail.reply(form));
     }
-    if !probe && let Err(wait) = rights.take(now) {
+    if !probe && let Err(over) = rights.take(now) {
         audit.flooded(caller);
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
@@ -144,8 +144,11 @@ async fn routed(
             Outcome::Overloaded,
             "this caller asks more often than its rate allows",
         );
-        let seconds = wait.as_secs().saturating_add(1).to_string();
-        let reply = fail.reply(form).with(header::RETRY_AFTER, &seconds);
+        let seconds = over.wait.as_secs().saturating_add(1).to_string();
+        let reply = fail
+            .reply(form)
+            .with(header::RETRY_AFTER, &seconds)
+            .held(over.hold);
         return (route, Some(fail.outcome), reply);
     }
     let Some(target) = target else {

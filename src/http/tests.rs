@@ -29,8 +29,12 @@ struct Echoes(Arc<Shared>);
 impl Host for Echoes {
     type Handler = Echo;
 
-    fn connect(self: &Arc<Self>, _: &Door, _: Side, _: &Stream) -> io::Result<Echo> {
+    fn connect(self: &Arc<Self>, _: &Door, _: Side, _: &Stream, _: Instant) -> io::Result<Echo> {
         Ok(Echo(self.0.clone()))
+    }
+
+    fn pause(&self, _: Side, _: Who) -> Duration {
+        Duration::ZERO
     }
 
     fn not_accepted(&self, _: &io::Error) {
@@ -673,6 +677,41 @@ async fn callers_that_keep_the_server_waiting_give_way_to_others() {
 }
 
 #[tokio::test]
+async fn one_caller_never_gets_every_place() {
+    let room = Room::new(8);
+    let mut held = Vec::new();
+    for _ in 0..6 {
+        held.push(room.enter(Some(1), true).await.unwrap());
+    }
+    assert!(room.enter(Some(1), true).await.is_none());
+    for other in [Some(2), None] {
+        held.push(room.enter(other, true).await.unwrap());
+    }
+    let leaving = room.callers().get(&Some(1)).unwrap().waiting.clone();
+    let asked_to_leave = leaving.notified();
+    let entering = room.enter(None, false);
+    tokio::select! {
+        () = asked_to_leave => {}
+        _ = entering => panic!("there was no place"),
+    }
+    held.clear();
+    assert!(room.callers().is_empty());
+}
+
+#[test]
+fn descriptors_are_kept_from_callers_and_a_few_places_are_left() {
+    for (configured, descriptors, places) in [
+        (1024, 4096, 1024),
+        (1024, 1152, 1024),
+        (1024, 256, 128),
+        (1024, 100, 25),
+        (1, 0, 1),
+    ] {
+        assert_eq!(most_places(configured, descriptors), places);
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_waits_for_its_answer_does_not_give_way() {
     let server = start(Given {
         connections: 2,
@@ -804,7 +843,7 @@ async fn nothing_but_a_socket_is_ever_removed_or_followed() {
 async fn a_closed_door_lets_nobody_new_in_and_keeps_who_had_connected() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(dir.path());
-    let mut door = open(&config).unwrap().call.remove(0);
+    let door = open(&config).unwrap().call.remove(0);
     // A second name keeps the socket within reach when its own is gone: as for a caller that had just looked it up.
     let looked_up = dir.path().join("looked-up");
     std::fs::hard_link(&config.http.unix, &looked_up).unwrap();

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
@@ -28,8 +28,12 @@ const TICK: Duration = Duration::from_millis(10);
 /// Longest file of `/proc` that is read.
 const MOST_BYTES: u64 = 64 * 1024;
 
-/// The unit of the process that connected, which the kernel named `pid`.
-pub(super) fn of_peer(stream: &impl std::os::fd::AsFd, pid: i32) -> Option<String> {
+/// The unit of the process that connected, which the kernel named `pid`, and was accepted at that time.
+pub(super) fn of_peer(
+    stream: &impl std::os::fd::AsFd,
+    pid: i32,
+    accepted: Instant,
+) -> Option<String> {
     if pid <= 0 {
         return None;
     }
@@ -41,7 +45,7 @@ pub(super) fn of_peer(stream: &impl std::os::fd::AsFd, pid: i32) -> Option<Strin
         Ok(pidfd) => is_still(&pidfd, pid)?,
         Err(Errno::ENOPROTOOPT) => {
             let age = age_at(&read_in(&process, "stat")?, since_boot()?)?;
-            (age >= LEAST_AGE).then_some(())?;
+            (age >= LEAST_AGE.saturating_add(accepted.elapsed())).then_some(())?;
         }
         Err(_) => return None,
     }

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -89,6 +90,7 @@ pub(super) struct Reply {
     pub(super) body: Bytes,
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
+    hold: Duration,
 }
 
 impl Reply {
@@ -104,6 +106,7 @@ impl Reply {
             body: body.into(),
             headers: Vec::new(),
             close: false,
+            hold: Duration::ZERO,
         }
     }
 
@@ -130,6 +133,12 @@ impl Reply {
     /// Ends the connection after this answer.
     pub(super) fn closing(mut self) -> Self {
         self.close = true;
+        self
+    }
+
+    /// Given only after this time, in which nothing more is read of the connection.
+    pub(super) fn held(mut self, hold: Duration) -> Self {
+        self.hold = hold;
         self
     }
 
@@ -273,8 +282,9 @@ pub(super) async fn serve<H: Handler>(
                     handler.refused(Outcome::Internal);
                     internal()
                 });
+                let gives_way = limits.ends.hold_back(reply.hold).await;
                 let last = progress.end(length);
-                Ok::<_, Infallible>(reply.into_response(last && stop.is_cancelled()))
+                Ok::<_, Infallible>(reply.into_response(gives_way || (last && stop.is_cancelled())))
             }
         })
     };
