@@ -21,6 +21,7 @@ mod docs;
 mod faults;
 mod feed;
 mod history;
+mod hostile;
 mod leaks;
 mod node;
 mod ops;

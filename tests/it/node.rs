@@ -150,14 +150,28 @@ impl Node {
 
     /// Starts the daemon; does not wait.
     pub(crate) fn start(&mut self) {
+        self.spawn(self.command(&["run"]));
+    }
+
+    /// Starts a daemon that may have so many descriptors.
+    pub(crate) fn start_with_descriptors(&mut self, most: u32) {
+        let run = self.command(&["run"]);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &most.to_string()])
+            .arg(run.get_program())
+            .args(run.get_args());
+        self.spawn(command);
+    }
+
+    fn spawn(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "the node runs already");
         let log = File::options()
             .create(true)
             .append(true)
             .open(self.path("log"))
             .unwrap();
-        let child = self
-            .command(&["run"])
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
