@@ -9,9 +9,11 @@ pub mod handle;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use indicatif::{ProgressBar, ProgressFinish};
 
 use jiff::Timestamp;
@@ -135,6 +137,10 @@ enum FeedError {
     PrimaryIsBack,
     #[error("the writer of the replica panicked")]
     Panicked,
+    #[error(
+        "the feed panicked and begins anew from what is on disk; please report the line of the log that says where"
+    )]
+    Bug,
 }
 
 impl FeedError {
@@ -148,6 +154,7 @@ impl FeedError {
                 | SourceError::Encoding(_),
             )
             | Self::OtherDatabase => Disconnect::Rejected,
+            Self::Panicked | Self::Bug => Disconnect::Panic,
             _ if connected => Disconnect::Lost,
             _ => Disconnect::Connect,
         }
@@ -177,33 +184,17 @@ impl State {
     }
 }
 
-/// Runs until told to stop.
+/// Runs until told to stop. A panic costs the session in which it happens.
 pub async fn run(mut feed: Feed, stop: CancellationToken) {
-    let cursor = feed.engine.replica().cursor().unwrap_or_default();
-    let now = Instant::now();
-    let mut state = State {
-        cursor,
-        last_cursor_kept: now,
-        cursor_moved: false,
-        compare_at: after(
-            now,
-            jitter(feed.config.reconcile_every, feed.config.reconcile_every),
-        ),
-        trusted: true,
-        accept: false,
-        killed_in_a_row: 0,
-        deaf_until: None,
-        waiting: VecDeque::new(),
-        written: Written::default(),
-    };
-    let mut backoff = BACKOFF_FIRST;
     let feed = &mut feed;
+    let mut state = feed.state_on_disk();
+    let mut backoff = BACKOFF_FIRST;
     while !stop.is_cancelled() {
         let began = Instant::now();
         let mut connected = false;
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = feed.session(&mut state, &mut connected) => ended,
+            ended = unpanicked(Box::pin(feed.session(&mut state, &mut connected))) => ended,
         };
         let Err(err) = ended else { continue };
         state.accept = false;
@@ -216,6 +207,10 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
                     err => OrderError::Unreachable(err.to_string()),
                 },
             );
+        }
+        if matches!(err, FeedError::Bug) {
+            // What it had in mind may be half of something.
+            state = feed.state_on_disk();
         }
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
@@ -236,7 +231,34 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
     }
 }
 
+async fn unpanicked(session: impl Future<Output = Result<(), FeedError>>) -> Result<(), FeedError> {
+    AssertUnwindSafe(session)
+        .catch_unwind()
+        .await
+        .unwrap_or(Err(FeedError::Bug))
+}
+
 impl Feed {
+    /// What a feed remembers that begins with the replica as it is.
+    fn state_on_disk(&self) -> State {
+        let now = Instant::now();
+        State {
+            cursor: self.engine.replica().cursor().unwrap_or_default(),
+            last_cursor_kept: now,
+            cursor_moved: false,
+            compare_at: after(
+                now,
+                jitter(self.config.reconcile_every, self.config.reconcile_every),
+            ),
+            trusted: true,
+            accept: false,
+            killed_in_a_row: 0,
+            deaf_until: None,
+            waiting: VecDeque::new(),
+            written: Written::default(),
+        }
+    }
+
     /// One connection, from connecting to its end.
     async fn session(&mut self, state: &mut State, connected: &mut bool) -> Result<(), FeedError> {
         self.health.enter(FeedState::Connecting);
