@@ -17,8 +17,8 @@ use futures_util::FutureExt as _;
 use indicatif::{ProgressBar, ProgressFinish};
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -41,6 +41,9 @@ const DOORBELL_DEADLINE: Duration = Duration::from_secs(1);
 const AT_LEAST_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a long copy tells how far it is, times two.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A batch that takes longer than this makes others wait: from then on, and so often, suspensions are asked for aside.
+const ASIDE_AFTER: Duration = Duration::from_millis(300);
+const ASIDE_EVERY: Duration = Duration::from_millis(250);
 /// How often it is made sure that LISTEN still stands.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
@@ -82,15 +85,26 @@ pub struct Feed {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// The connections of one node: one, or with `postgres.read_url` two.
+/// The connections of one node: one, or with `postgres.read_url` two. While a large batch is on its way there is one
+/// more.
 struct Link {
     /// To the server that takes writes, where one is left: doorbells come from here.
     bell: Session,
     /// To the standby of `postgres.read_url`.
     reader: Option<Session>,
+    /// Since when others wait for what the feed is doing.
+    busy: watch::Sender<Option<Instant>>,
 }
 
 impl Link {
+    fn begin(&self) {
+        self.busy.send_if_modified(|busy| {
+            let idle = busy.is_none();
+            busy.get_or_insert_with(Instant::now);
+            idle
+        });
+    }
+
     /// Where rows are read.
     fn rows(&self) -> &Session {
         self.reader.as_ref().unwrap_or(&self.bell)
@@ -285,11 +299,26 @@ impl Feed {
             Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
             None => None,
         };
+        let (busy, watched) = watch::channel(None);
         let link = Link {
             bell: session,
             reader,
+            busy,
         };
-        let ended = self.follow(&link, listening, state).await;
+        let aside = Aside {
+            target: self.read_target.clone().unwrap_or(self.target.clone()),
+            // Never a newer server than the one that rows are read from: nobody goes back.
+            role: match (&self.read_target, link.bell.recovery) {
+                (None, false) => Role::Writable,
+                _ => Role::Any,
+            },
+            held: self.held.clone(),
+            engine: Arc::clone(&self.engine),
+        };
+        let ended = tokio::select! {
+            ended = self.follow(&link, listening, state) => ended,
+            never = aside.watch(watched) => match never {},
+        };
         self.health.update_feed(|feed| feed.listening = false);
         self.metrics.feed_listening.set(0);
         state.killed_in_a_row = match &ended {
@@ -351,6 +380,7 @@ impl Feed {
         }
         heartbeat.reset();
         loop {
+            link.busy.send_replace(None);
             if let Some(order) = state.waiting.pop_front() {
                 self.carry_out(link, state, order).await?;
                 continue;
@@ -448,6 +478,7 @@ impl Feed {
     ) -> Result<Applied, FeedError> {
         self.health.enter(FeedState::Pulling);
         self.tell_pull_started();
+        link.begin();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         let start = change::read_from(state.cursor.as_ref());
@@ -612,6 +643,7 @@ impl Feed {
         why: Option<Why>,
     ) -> Result<(Applied, Comparison), FeedError> {
         self.health.enter(FeedState::Pulling);
+        link.begin();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         if let Some(why) = why {
@@ -958,6 +990,7 @@ impl Feed {
 
     /// Level is proved, unless something says that the log cannot be believed.
     fn prove(&self, state: &mut State, asked: Asked) {
+        self.engine.rows_of(asked.at);
         if !state.held() {
             self.health.update_feed(|feed| feed.held = None);
         }
@@ -1039,6 +1072,54 @@ impl Feed {
             tracing::warn!(error = %text, "Postgres is not followed; answers go on from the replica");
         } else {
             tracing::debug!(error = %text, "Postgres is still not followed");
+        }
+    }
+}
+
+/// A suspension does not wait until a batch is applied that takes long: its tenant is asked for on a connection aside.
+struct Aside {
+    target: Target,
+    role: Role,
+    held: Option<Vec<String>>,
+    engine: Arc<Engine>,
+}
+
+impl Aside {
+    async fn watch(&self, mut busy: watch::Receiver<Option<Instant>>) -> Infallible {
+        loop {
+            let Ok(Some(since)) = busy.wait_for(Option::is_some).await.map(|since| *since) else {
+                return std::future::pending().await;
+            };
+            let mut over = std::pin::pin!(async {
+                let _ = busy.wait_for(|now| *now != Some(since)).await;
+            });
+            if timeout_at(after(since, ASIDE_AFTER), &mut over)
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            tokio::select! {
+                // First: what is heard after the batch is through may be older than what comes next.
+                biased;
+                () = over => {}
+                Err(err) = self.ask() => {
+                    tracing::debug!(error = %err, "suspensions wait for the batch");
+                    sleep(ASIDE_EVERY).await;
+                }
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Infallible, SourceError> {
+        // Before the first complete copy every question is asked of Postgres itself.
+        while !self.engine.health().is_synced() {
+            sleep(ASIDE_EVERY).await;
+        }
+        let session = Session::open(&self.target, self.role, self.held.clone()).await?;
+        loop {
+            self.engine.suspended_ahead(session.not_active().await?);
+            sleep(ASIDE_EVERY).await;
         }
     }
 }
