@@ -28,5 +28,6 @@ mod proxy;
 mod rows;
 mod schema;
 mod start;
+mod storms;
 mod tls;
 mod worlds;
