@@ -157,6 +157,11 @@ impl Node {
 
     /// Starts the daemon; does not wait.
     pub(crate) fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the daemon with these variables of the environment.
+    pub(crate) fn start_with(&mut self, env: &[(&str, &str)]) {
         assert!(self.child.is_none(), "the node runs already");
         let log = File::options()
             .create(true)
@@ -165,6 +170,7 @@ impl Node {
             .unwrap();
         let child = self
             .command(&["run"])
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
