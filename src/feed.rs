@@ -53,7 +53,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How often a cursor that moved without changes is written to disk.
 const KEEP_CURSOR_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MOST: Duration = Duration::from_secs(15);
+/// Level again within five seconds of healing: the wait, then connecting and comparing.
+const BACKOFF_MOST: Duration = Duration::from_secs(3);
 /// A session that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// A session that dies sooner after LISTEN than this, so often in a row, goes on without LISTEN.
