@@ -28,6 +28,7 @@ mod ops;
 mod proxy;
 mod rows;
 mod schema;
+mod soak;
 mod start;
 mod storms;
 mod tls;
