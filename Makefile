@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-postgres-versions
+.PHONY: help demo test test-faults soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,7 +15,12 @@ test: ## everything a change must pass
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)
 
-test-faults: ## ten minutes of random faults under the judge, the worlds of feed.md, hostile rows; SIDETONE_SEED=n repeats a run
+test-faults: ## twenty minutes at most: random faults under the judge, worlds, storms, hostile rows; SIDETONE_SEED=n repeats a run
+	scripts/test-faults
+
+soak: ## daemon, writers, readers and random faults for MINUTES (10), then the verdict and the curves of memory and descriptors
 	@scripts/ensure-postgres
-	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_FAULT_SECONDS=$${SIDETONE_FAULT_SECONDS:-600} cargo test --locked --test it -- --nocapture faults:: worlds:: rows::
-	cargo test --locked --test it -- --nocapture --ignored callers::
+	cargo build --locked --release
+	SIDETONE_BINARY=$$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/sidetone \
+	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_SOAK_MINUTES=$(or $(MINUTES),10) \
+	cargo test --locked --test it -- --ignored --nocapture soak::

@@ -4,7 +4,7 @@
 //! Always true: number and tenant of an answer are of one commit; a number's answers follow commit order; the age of
 //! an answer is taken before its rows are read, and so never understated.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use uuid::Uuid;
 use crate::admit::{self, AdmissionLimits};
 use crate::cache::{Cache, Touched};
 use crate::change::Cursor;
-use crate::health::{FeedState, Health, Staleness};
+use crate::health::{FeedState, Health, Staleness, since_boot};
 use crate::metrics::{Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
@@ -64,6 +64,15 @@ pub struct Engine {
     metrics: Arc<Metrics>,
     /// Key reloads and batches change the replica one at a time.
     writing: Mutex<()>,
+    ahead: ArcSwap<Ahead>,
+}
+
+/// Tenants that Postgres calls not active, known ahead of their rows.
+#[derive(Debug, Default)]
+struct Ahead {
+    tenants: BTreeSet<Uuid>,
+    /// When the answer that named them was here, since boot.
+    known: Duration,
 }
 
 /// What an engine is made of.
@@ -113,6 +122,7 @@ impl Engine {
             health: parts.health,
             metrics: parts.metrics,
             writing: Mutex::new(()),
+            ahead: ArcSwap::default(),
         })
     }
 
@@ -126,10 +136,28 @@ impl Engine {
             return self.read_through(number).await;
         }
         let staleness = self.health.staleness();
-        Ok(Found {
-            profile: self.local(number)?,
-            staleness,
-        })
+        // Before the rows are read: once it is forgotten, they say the same.
+        let ahead = self.ahead.load();
+        let mut profile = self.local(number)?;
+        profile.suspended_ahead = ahead.tenants.contains(&profile.tenant.tenant.id);
+        Ok(Found { profile, staleness })
+    }
+
+    /// Tenants that Postgres calls not active, known while a batch is on its way that may take long. None of them is
+    /// answered for until rows asked for [later](Self::rows_of) are in force, not even one that is active again
+    /// meanwhile: its rows here are from before.
+    pub fn suspended_ahead(&self, mut tenants: BTreeSet<Uuid>) {
+        let known = since_boot();
+        tenants.extend(&self.ahead.load().tenants);
+        self.ahead.store(Arc::new(Ahead { tenants, known }));
+    }
+
+    /// Rows that were asked for at this time since boot are in force: what was known ahead of them is forgotten.
+    pub fn rows_of(&self, asked: Duration) {
+        let ahead = self.ahead.load();
+        if !ahead.tenants.is_empty() && ahead.known <= asked {
+            self.ahead.store(Arc::default());
+        }
     }
 
     fn local(&self, number: &E164) -> Result<Profile, Refusal> {

@@ -9,14 +9,16 @@ pub mod handle;
 use std::collections::{BTreeSet, VecDeque};
 use std::convert::Infallible;
 use std::io::IsTerminal;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use indicatif::{ProgressBar, ProgressFinish};
 
 use jiff::Timestamp;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,6 +41,9 @@ const DOORBELL_DEADLINE: Duration = Duration::from_secs(1);
 const AT_LEAST_DEADLINE: Duration = Duration::from_secs(10);
 /// How often a long copy tells how far it is, times two.
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// A batch that takes longer than this makes others wait: from then on, and so often, suspensions are asked for aside.
+const ASIDE_AFTER: Duration = Duration::from_millis(300);
+const ASIDE_EVERY: Duration = Duration::from_millis(250);
 /// How often it is made sure that LISTEN still stands.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
@@ -48,7 +53,8 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How often a cursor that moved without changes is written to disk.
 const KEEP_CURSOR_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-const BACKOFF_MOST: Duration = Duration::from_secs(15);
+/// Level again within five seconds of healing: the wait, then connecting and comparing.
+const BACKOFF_MOST: Duration = Duration::from_secs(3);
 /// A session that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// A session that dies sooner after LISTEN than this, so often in a row, goes on without LISTEN.
@@ -80,15 +86,26 @@ pub struct Feed {
     pub orders: mpsc::Receiver<Order>,
 }
 
-/// The connections of one node: one, or with `postgres.read_url` two.
+/// The connections of one node: one, or with `postgres.read_url` two. While a large batch is on its way there is one
+/// more.
 struct Link {
     /// To the server that takes writes, where one is left: doorbells come from here.
     bell: Session,
     /// To the standby of `postgres.read_url`.
     reader: Option<Session>,
+    /// Since when others wait for what the feed is doing.
+    busy: watch::Sender<Option<Instant>>,
 }
 
 impl Link {
+    fn begin(&self) {
+        self.busy.send_if_modified(|busy| {
+            let idle = busy.is_none();
+            busy.get_or_insert_with(Instant::now);
+            idle
+        });
+    }
+
     /// Where rows are read.
     fn rows(&self) -> &Session {
         self.reader.as_ref().unwrap_or(&self.bell)
@@ -135,6 +152,10 @@ enum FeedError {
     PrimaryIsBack,
     #[error("the writer of the replica panicked")]
     Panicked,
+    #[error(
+        "the feed panicked and begins anew from what is on disk; please report the line of the log that says where"
+    )]
+    Bug,
 }
 
 impl FeedError {
@@ -148,6 +169,7 @@ impl FeedError {
                 | SourceError::Encoding(_),
             )
             | Self::OtherDatabase => Disconnect::Rejected,
+            Self::Panicked | Self::Bug => Disconnect::Panic,
             _ if connected => Disconnect::Lost,
             _ => Disconnect::Connect,
         }
@@ -177,33 +199,17 @@ impl State {
     }
 }
 
-/// Runs until told to stop.
+/// Runs until told to stop. A panic costs the session in which it happens.
 pub async fn run(mut feed: Feed, stop: CancellationToken) {
-    let cursor = feed.engine.replica().cursor().unwrap_or_default();
-    let now = Instant::now();
-    let mut state = State {
-        cursor,
-        last_cursor_kept: now,
-        cursor_moved: false,
-        compare_at: after(
-            now,
-            jitter(feed.config.reconcile_every, feed.config.reconcile_every),
-        ),
-        trusted: true,
-        accept: false,
-        killed_in_a_row: 0,
-        deaf_until: None,
-        waiting: VecDeque::new(),
-        written: Written::default(),
-    };
-    let mut backoff = BACKOFF_FIRST;
     let feed = &mut feed;
+    let mut state = feed.state_on_disk();
+    let mut backoff = BACKOFF_FIRST;
     while !stop.is_cancelled() {
         let began = Instant::now();
         let mut connected = false;
         let ended = tokio::select! {
             () = stop.cancelled() => break,
-            ended = feed.session(&mut state, &mut connected) => ended,
+            ended = unpanicked(Box::pin(feed.session(&mut state, &mut connected))) => ended,
         };
         let Err(err) = ended else { continue };
         state.accept = false;
@@ -216,6 +222,10 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
                     err => OrderError::Unreachable(err.to_string()),
                 },
             );
+        }
+        if matches!(err, FeedError::Bug) {
+            // What it had in mind may be half of something.
+            state = feed.state_on_disk();
         }
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
@@ -236,7 +246,34 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
     }
 }
 
+async fn unpanicked(session: impl Future<Output = Result<(), FeedError>>) -> Result<(), FeedError> {
+    AssertUnwindSafe(session)
+        .catch_unwind()
+        .await
+        .unwrap_or(Err(FeedError::Bug))
+}
+
 impl Feed {
+    /// What a feed remembers that begins with the replica as it is.
+    fn state_on_disk(&self) -> State {
+        let now = Instant::now();
+        State {
+            cursor: self.engine.replica().cursor().unwrap_or_default(),
+            last_cursor_kept: now,
+            cursor_moved: false,
+            compare_at: after(
+                now,
+                jitter(self.config.reconcile_every, self.config.reconcile_every),
+            ),
+            trusted: true,
+            accept: false,
+            killed_in_a_row: 0,
+            deaf_until: None,
+            waiting: VecDeque::new(),
+            written: Written::default(),
+        }
+    }
+
     /// One connection, from connecting to its end.
     async fn session(&mut self, state: &mut State, connected: &mut bool) -> Result<(), FeedError> {
         self.health.enter(FeedState::Connecting);
@@ -263,11 +300,26 @@ impl Feed {
             Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
             None => None,
         };
+        let (busy, watched) = watch::channel(None);
         let link = Link {
             bell: session,
             reader,
+            busy,
         };
-        let ended = self.follow(&link, listening, state).await;
+        let aside = Aside {
+            target: self.read_target.clone().unwrap_or(self.target.clone()),
+            // Never a newer server than the one that rows are read from: nobody goes back.
+            role: match (&self.read_target, link.bell.recovery) {
+                (None, false) => Role::Writable,
+                _ => Role::Any,
+            },
+            held: self.held.clone(),
+            engine: Arc::clone(&self.engine),
+        };
+        let ended = tokio::select! {
+            ended = self.follow(&link, listening, state) => ended,
+            never = aside.watch(watched) => match never {},
+        };
         self.health.update_feed(|feed| feed.listening = false);
         self.metrics.feed_listening.set(0);
         state.killed_in_a_row = match &ended {
@@ -329,6 +381,7 @@ impl Feed {
         }
         heartbeat.reset();
         loop {
+            link.busy.send_replace(None);
             if let Some(order) = state.waiting.pop_front() {
                 self.carry_out(link, state, order).await?;
                 continue;
@@ -426,6 +479,7 @@ impl Feed {
     ) -> Result<Applied, FeedError> {
         self.health.enter(FeedState::Pulling);
         self.tell_pull_started();
+        link.begin();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         let start = change::read_from(state.cursor.as_ref());
@@ -590,6 +644,7 @@ impl Feed {
         why: Option<Why>,
     ) -> Result<(Applied, Comparison), FeedError> {
         self.health.enter(FeedState::Pulling);
+        link.begin();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         if let Some(why) = why {
@@ -936,6 +991,7 @@ impl Feed {
 
     /// Level is proved, unless something says that the log cannot be believed.
     fn prove(&self, state: &mut State, asked: Asked) {
+        self.engine.rows_of(asked.at);
         if !state.held() {
             self.health.update_feed(|feed| feed.held = None);
         }
@@ -1017,6 +1073,54 @@ impl Feed {
             tracing::warn!(error = %text, "Postgres is not followed; answers go on from the replica");
         } else {
             tracing::debug!(error = %text, "Postgres is still not followed");
+        }
+    }
+}
+
+/// A suspension does not wait until a batch is applied that takes long: its tenant is asked for on a connection aside.
+struct Aside {
+    target: Target,
+    role: Role,
+    held: Option<Vec<String>>,
+    engine: Arc<Engine>,
+}
+
+impl Aside {
+    async fn watch(&self, mut busy: watch::Receiver<Option<Instant>>) -> Infallible {
+        loop {
+            let Ok(Some(since)) = busy.wait_for(Option::is_some).await.map(|since| *since) else {
+                return std::future::pending().await;
+            };
+            let mut over = std::pin::pin!(async {
+                let _ = busy.wait_for(|now| *now != Some(since)).await;
+            });
+            if timeout_at(after(since, ASIDE_AFTER), &mut over)
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            tokio::select! {
+                // First: what is heard after the batch is through may be older than what comes next.
+                biased;
+                () = over => {}
+                Err(err) = self.ask() => {
+                    tracing::debug!(error = %err, "suspensions wait for the batch");
+                    sleep(ASIDE_EVERY).await;
+                }
+            }
+        }
+    }
+
+    async fn ask(&self) -> Result<Infallible, SourceError> {
+        // Before the first complete copy every question is asked of Postgres itself.
+        while !self.engine.health().is_synced() {
+            sleep(ASIDE_EVERY).await;
+        }
+        let session = Session::open(&self.target, self.role, self.held.clone()).await?;
+        loop {
+            self.engine.suspended_ahead(session.not_active().await?);
+            sleep(ASIDE_EVERY).await;
         }
     }
 }

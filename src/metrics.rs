@@ -129,6 +129,8 @@ label! {
         Lost = "lost",
         /// A pull took longer than `feed.heartbeat_timeout`.
         Timeout = "timeout",
+        /// An error of sidetone.
+        Panic = "panic",
     }
 }
 

@@ -22,13 +22,19 @@ pub struct Profile {
     pub number: Arc<NumberProfile>,
     /// What all numbers of the tenant share.
     pub tenant: Arc<TenantProfile>,
+    /// Postgres no longer calls the tenant active, and the row that says so waits behind a large batch.
+    pub suspended_ahead: bool,
 }
 
 impl Profile {
     /// Joins the two parts.
     #[must_use]
     pub fn new(number: Arc<NumberProfile>, tenant: Arc<TenantProfile>) -> Self {
-        Self { number, tenant }
+        Self {
+            number,
+            tenant,
+            suspended_ahead: false,
+        }
     }
 
     /// Equal on every node that holds the same rows, different whenever they differ. Sixteen hexadecimal digits.

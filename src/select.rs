@@ -163,7 +163,7 @@ pub(crate) fn refusal(profile: &Profile) -> Option<Refusal> {
         Some(Refusal::NoGoodRow)
     } else if !profile.number.row.active {
         Some(Refusal::InactiveNumber)
-    } else if !profile.tenant.tenant.is_active() {
+    } else if profile.suspended_ahead || !profile.tenant.tenant.is_active() {
         Some(Refusal::TenantSuspended)
     } else {
         None

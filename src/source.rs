@@ -8,6 +8,7 @@ pub mod migrate;
 mod sql;
 mod target;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,6 +17,7 @@ use futures_util::{TryStreamExt, future, pin_mut, stream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
@@ -672,6 +674,22 @@ impl Session {
         Ok(())
     }
 
+    /// Held tenants that are not active, as Postgres has them now.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn not_active(&self) -> Result<BTreeSet<Uuid>, SourceError> {
+        const DOING: &str = "asking which tenants are not active";
+        let held = (&self.held as &(dyn ToSql + Sync), Type::TEXT_ARRAY);
+        let rows = self
+            .limit(self.client.query_typed(sql::NOT_ACTIVE, &[held]), DOING)
+            .await?;
+        rows.iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()
+            .map_err(|err| SourceError::shape(DOING, chain(&err)))
+    }
+
     /// The id of a tenant by slug or id, as Postgres has it now.
     ///
     /// # Errors
@@ -680,10 +698,8 @@ impl Session {
         const DOING: &str = "looking for a tenant";
         let rows = self
             .limit(
-                self.client.query_typed(
-                    sql::TENANT_ID,
-                    &[(&slug_or_id, tokio_postgres::types::Type::TEXT)],
-                ),
+                self.client
+                    .query_typed(sql::TENANT_ID, &[(&slug_or_id, Type::TEXT)]),
                 DOING,
             )
             .await?;
@@ -802,8 +818,8 @@ fn start_params(start: &Start) -> (String, Vec<String>) {
 }
 
 fn slice<'a>(
-    params: &'a [&'a (dyn tokio_postgres::types::ToSql + Sync)],
-) -> impl ExactSizeIterator<Item = &'a dyn tokio_postgres::types::ToSql> + 'a {
+    params: &'a [&'a (dyn ToSql + Sync)],
+) -> impl ExactSizeIterator<Item = &'a dyn ToSql> + 'a {
     params.iter().map(|param| *param as _)
 }
 

@@ -200,6 +200,13 @@ pub(super) const ONE_NUMBER: &str = concat!(
     held_number!("$2")
 );
 
+/// Held tenants that are not active: `$1` tenants held. Bounded, because it is asked often.
+pub(super) const NOT_ACTIVE: &str = concat!(
+    "select t.id from public.tenants t where t.status <> 'active' and ",
+    held_tenant!("$1"),
+    " limit 100000"
+);
+
 /// The id of a tenant by slug or id.
 pub(super) const TENANT_ID: &str = "select t.id from public.tenants t where t.slug = $1 or t.id::text = $1 order by t.slug = $1 desc limit 1";
 

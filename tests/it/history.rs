@@ -13,10 +13,24 @@ pub(crate) type Millis = u64;
 pub(crate) struct Write {
     pub(crate) key: u32,
     pub(crate) version: u64,
+    pub(crate) state: State,
     /// Before the transaction was sent.
     pub(crate) began: Millis,
     /// When its commit was acknowledged; `None` where that never came, so that it may or may not have happened.
     pub(crate) acknowledged: Option<Millis>,
+}
+
+/// What a version makes of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Number and tenant hold the version.
+    Active,
+    /// So they do, and the tenant is not active.
+    Suspended,
+    /// There is no such number.
+    Gone,
+    /// The number's row cannot be used: the version before goes on being answered.
+    Bad,
 }
 
 /// What a reader was answered.
@@ -36,6 +50,10 @@ pub(crate) enum Outcome {
         tenant: u64,
         staleness: Millis,
     },
+    /// The tenant is not active.
+    Suspended,
+    /// Nobody has this number.
+    Unknown,
     /// No answer: a status or a broken connection.
     Failed(u16),
 }
@@ -45,28 +63,34 @@ pub(crate) enum Outcome {
 pub(crate) struct Bounds {
     /// With the feed up, a commit is answered within this time of its acknowledgement.
     pub(crate) visible_within: Millis,
+    /// And a suspension within this time.
+    pub(crate) suspended_within: Millis,
 }
 
 /// What is wrong with a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Violation {
-    /// A version that nobody had written.
+    /// A version, a suspension or an absence that nobody had written.
     Invented(Read),
     /// An older version after a newer one had been answered.
     WentBack { before: Read, after: Read },
     /// Number and tenant are of two transactions.
     Half(Read),
+    /// A row that cannot be used is answered from.
+    NotGood(Read),
     /// The age told is younger than the change that is missing.
     Understated { read: Read, missing: Write },
     /// The feed was up, and a change was not answered in time.
     Late { read: Read, missing: Write },
+    /// The feed was up, and a suspended tenant was answered for.
+    NotSuspended { read: Read, missing: Write },
     /// There was no answer.
     Unavailable(Read),
     /// In the end a key is not at its last version.
     NotConverged {
         key: u32,
-        answered: u64,
-        written: u64,
+        answered: Outcome,
+        written: Write,
     },
 }
 
@@ -89,70 +113,147 @@ pub(crate) fn judge(
     for (writes, reads) in by_key.values_mut() {
         writes.sort_by_key(|write| write.version);
         reads.sort_by_key(|read| read.asked);
-        for read in reads.iter() {
-            judge_read(writes, read, up, bounds, &mut found);
-        }
-        judge_order(reads, &mut found);
+        judge_key(writes, reads, up, bounds, &mut found);
     }
     found
 }
 
-fn judge_read(
+/// The versions that an answer may be of, oldest first: an absence does not say of which.
+fn versions(writes: &[Write], outcome: Outcome, by: Millis) -> Vec<u64> {
+    let of = |state: State| {
+        let begun = move |w: &&Write| w.state == state && w.began <= by;
+        writes.iter().filter(begun).map(|w| w.version)
+    };
+    match outcome {
+        Outcome::Answer { number, .. } => {
+            let known = number == 0 || of(State::Active).any(|version| version == number);
+            known.then_some(number).into_iter().collect()
+        }
+        Outcome::Suspended => of(State::Suspended).collect(),
+        Outcome::Unknown => of(State::Gone).collect(),
+        Outcome::Failed(_) => Vec::new(),
+    }
+}
+
+fn judge_key(
     writes: &[Write],
-    read: &Read,
+    reads: &[Read],
     up: &[(Millis, Millis)],
     bounds: Bounds,
     found: &mut Vec<Violation>,
 ) {
-    let Outcome::Answer {
-        number,
-        tenant,
-        staleness,
-    } = read.outcome
-    else {
-        return found.push(Violation::Unavailable(*read));
-    };
-    if number != tenant {
-        found.push(Violation::Half(*read));
+    // Reads that ended, by their end, with the version that they had at least.
+    let mut ended: Vec<(Read, u64)> = Vec::new();
+    for read in reads {
+        if matches!(read.outcome, Outcome::Failed(_)) {
+            found.push(Violation::Unavailable(*read));
+            continue;
+        }
+        if let Outcome::Answer { number, tenant, .. } = read.outcome {
+            let bad = |w: &Write| w.version == number && w.state == State::Bad;
+            if writes.iter().any(bad) {
+                found.push(Violation::NotGood(*read));
+                continue;
+            }
+            if number != tenant && !(number < tenant && may_be_skipped(writes, number + 1, read)) {
+                found.push(Violation::Half(*read));
+            }
+        }
+        let candidates = versions(writes, read.outcome, read.answered);
+        let Some(newest) = candidates.last().copied() else {
+            found.push(Violation::Invented(*read));
+            continue;
+        };
+        judge_age(writes, read, newest, up, bounds, found);
+        // Of two reads of which one ended before the other began, the second sees no less.
+        let before = ended
+            .iter()
+            .filter(|(before, _)| before.answered < read.asked)
+            .max_by_key(|(_, version)| *version)
+            .copied();
+        let least = before.map_or(0, |(_, version)| version);
+        match candidates.iter().find(|version| **version >= least) {
+            Some(version) => {
+                // What an older one proves, a newer proves too: few are kept.
+                ended.retain(|(old, known)| *known > *version || old.answered > read.answered);
+                ended.push((*read, *version));
+            }
+            None => {
+                if let Some((before, _)) = before {
+                    found.push(Violation::WentBack {
+                        before,
+                        after: *read,
+                    });
+                }
+            }
+        }
     }
-    let known = |version: u64| {
-        version == 0
-            || writes
-                .iter()
-                .any(|w| w.version == version && w.began <= read.answered)
-    };
-    if !known(number) {
-        found.push(Violation::Invented(*read));
-    }
-    let missing = |before: Millis| {
+}
+
+/// Whether an answer may never have known a version: a row that cannot be used came after it, and whoever looked only
+/// then keeps an older one in force.
+fn may_be_skipped(writes: &[Write], version: u64, read: &Read) -> bool {
+    writes
+        .iter()
+        .any(|w| w.state == State::Bad && w.version >= version && w.began <= read.answered)
+}
+
+/// `version` is the newest that the answer may be of.
+fn judge_age(
+    writes: &[Write],
+    read: &Read,
+    version: u64,
+    up: &[(Millis, Millis)],
+    bounds: Bounds,
+    found: &mut Vec<Violation>,
+) {
+    let missing = |acknowledged_before: Millis| {
         writes
             .iter()
             .rev()
-            .find(|w| w.acknowledged.is_some_and(|at| at < before) && w.version > number)
+            .filter(|w| w.version > version && !may_be_skipped(writes, w.version, read))
+            .find(|w| w.acknowledged.is_some_and(|at| at < acknowledged_before))
             .copied()
     };
     // The age was worked out after the question was asked, and rounded down by less than a millisecond.
-    if let Some(missing) = missing(read.asked.saturating_sub(staleness.saturating_add(1))) {
+    if let Outcome::Answer { staleness, .. } = read.outcome
+        && let Some(missing) = missing(read.asked.saturating_sub(staleness.saturating_add(1)))
+    {
         found.push(Violation::Understated {
             read: *read,
             missing,
         });
     }
-    let reachable = |write: &Write| {
-        let deadline = write
-            .acknowledged
-            .unwrap_or(Millis::MAX)
-            .saturating_add(bounds.visible_within);
-        up.iter().any(|(from, to)| {
-            let begins = (*from).max(write.acknowledged.unwrap_or(Millis::MAX));
-            begins.saturating_add(bounds.visible_within) <= read.asked
-                && read.asked <= *to
-                && deadline <= read.asked
+    let up_since = up
+        .iter()
+        .find(|(from, to)| *from <= read.asked && read.asked <= *to)
+        .map(|(from, _)| *from);
+    // The first that is missing, and how long ago it could have been heard.
+    let overdue = |within: Millis, counts: &dyn Fn(&Write) -> bool| {
+        writes.iter().copied().find(|w| {
+            let heard = up_since.zip(w.acknowledged).map(|(up, at)| up.max(at));
+            w.version > version
+                && counts(w)
+                && heard.is_some_and(|at| at.saturating_add(within) <= read.asked)
         })
     };
-    if let Some(missing) = missing(read.asked)
-        && reachable(&missing)
+    let answered = matches!(read.outcome, Outcome::Answer { .. });
+    let begun_after = |version: u64| {
+        writes
+            .iter()
+            .any(|w| w.version > version && w.began <= read.answered && w.state == State::Active)
+    };
+    if let Some(missing) = overdue(bounds.suspended_within, &|w| {
+        w.state == State::Suspended && !begun_after(w.version)
+    }) && answered
     {
+        found.push(Violation::NotSuspended {
+            read: *read,
+            missing,
+        });
+    } else if let Some(missing) = overdue(bounds.visible_within, &|w| {
+        !may_be_skipped(writes, w.version, read)
+    }) {
         found.push(Violation::Late {
             read: *read,
             missing,
@@ -160,51 +261,31 @@ fn judge_read(
     }
 }
 
-/// Of two reads of which one ended before the other began, the second sees no less.
-fn judge_order(reads: &[Read], found: &mut Vec<Violation>) {
-    let version = |read: &Read| match read.outcome {
-        Outcome::Answer { number, .. } => Some(number),
-        Outcome::Failed(_) => None,
-    };
-    let mut by_end: Vec<&Read> = reads
-        .iter()
-        .filter(|read| version(read).is_some())
-        .collect();
-    by_end.sort_by_key(|read| read.answered);
-    let mut ended = by_end.iter().peekable();
-    let mut newest: Option<&Read> = None;
-    for after in reads.iter().filter(|read| version(read).is_some()) {
-        while let Some(before) = ended.next_if(|read| read.answered < after.asked) {
-            if newest.is_none_or(|known| version(before) > version(known)) {
-                newest = Some(before);
-            }
-        }
-        if let Some(before) = newest
-            && version(after) < version(before)
-        {
-            found.push(Violation::WentBack {
-                before: *before,
-                after: *after,
-            });
-        }
+/// Keys whose last answer is not of their last acknowledged version or a later one.
+pub(crate) fn not_converged(writes: &[Write], last: &BTreeMap<u32, Outcome>) -> Vec<Violation> {
+    let mut by_key: BTreeMap<u32, Vec<Write>> = BTreeMap::new();
+    for write in writes {
+        by_key.entry(write.key).or_default().push(*write);
     }
-}
-
-/// Keys whose last answer is not their last acknowledged version.
-pub(crate) fn not_converged(writes: &[Write], last: &BTreeMap<u32, u64>) -> Vec<Violation> {
-    let mut newest: BTreeMap<u32, u64> = BTreeMap::new();
-    for write in writes.iter().filter(|write| write.acknowledged.is_some()) {
-        let known = newest.entry(write.key).or_default();
-        *known = write.version.max(*known);
-    }
-    newest
+    by_key
         .into_iter()
-        .filter_map(|(key, written)| {
-            let answered = last.get(&key).copied().unwrap_or(0);
-            (answered < written).then_some(Violation::NotConverged {
+        .filter_map(|(key, writes)| {
+            let read = Read {
                 key,
-                answered,
-                written,
+                asked: Millis::MAX,
+                answered: Millis::MAX,
+                outcome: last.get(&key).copied().unwrap_or(Outcome::Failed(0)),
+            };
+            let written = writes
+                .iter()
+                .filter(|w| w.acknowledged.is_some() && !may_be_skipped(&writes, w.version, &read))
+                .max_by_key(|w| w.version)?;
+            let candidates = versions(&writes, read.outcome, read.answered);
+            let arrived = candidates.iter().any(|version| *version >= written.version);
+            (!arrived).then_some(Violation::NotConverged {
+                key,
+                answered: read.outcome,
+                written: *written,
             })
         })
         .collect()
@@ -215,14 +296,30 @@ mod tests {
 
     const BOUNDS: Bounds = Bounds {
         visible_within: 2000,
+        suspended_within: 1000,
     };
 
     fn write(version: u64, began: Millis, acknowledged: Millis) -> Write {
         Write {
             key: 1,
             version,
+            state: State::Active,
             began,
             acknowledged: Some(acknowledged),
+        }
+    }
+
+    fn makes(state: State, version: u64, began: Millis, acknowledged: Millis) -> Write {
+        Write {
+            state,
+            ..write(version, began, acknowledged)
+        }
+    }
+
+    fn answered(asked: Millis, outcome: Outcome) -> Read {
+        Read {
+            outcome,
+            ..read(asked, 0, 0)
         }
     }
 
@@ -327,10 +424,7 @@ mod tests {
 
     #[test]
     fn a_question_without_an_answer_is_found() {
-        let failed = Read {
-            outcome: Outcome::Failed(503),
-            ..read(3000, 0, 0)
-        };
+        let failed = answered(3000, Outcome::Failed(503));
         assert!(matches!(
             verdict(&[], &[failed], &[])[..],
             [Violation::Unavailable(_)]
@@ -338,21 +432,113 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_never_arrives_is_found_and_an_unacknowledged_write_is_not_demanded() {
-        let last = BTreeMap::from([(1, 0)]);
+    fn a_suspended_tenant_that_is_answered_for_is_found_after_one_second() {
+        let writes = [makes(State::Suspended, 1, 100, 110)];
+        let up = [(0, 9000)];
+        let found = verdict(&writes, &[read(1200, 0, 1150)], &up);
+        assert!(
+            matches!(found[..], [Violation::NotSuspended { .. }]),
+            "{found:?}"
+        );
+        assert_eq!(verdict(&writes, &[read(1000, 0, 950)], &up), []);
+        assert_eq!(verdict(&writes, &[read(1200, 0, 1150)], &[]), []);
+        let back = [writes[0], write(2, 1100, 1500)];
+        assert_eq!(verdict(&back, &[read(1200, 2, 5)], &up), []);
+        // It is active again, and perhaps nobody ever saw it suspended.
+        assert_eq!(verdict(&back, &[read(1200, 0, 1150)], &up), []);
+    }
+
+    #[test]
+    fn an_invented_suspension_and_an_invented_absence_are_found() {
+        let writes = [
+            makes(State::Gone, 1, 500, 510),
+            makes(State::Suspended, 2, 600, 610),
+        ];
+        for (outcome, at) in [(Outcome::Unknown, 400), (Outcome::Suspended, 550)] {
+            let found = verdict(&writes, &[answered(at, outcome)], &[]);
+            assert!(matches!(found[..], [Violation::Invented(_)]), "{found:?}");
+            assert_eq!(verdict(&writes, &[answered(700, outcome)], &[]), []);
+        }
+    }
+
+    #[test]
+    fn a_number_that_comes_back_after_it_was_gone_is_found() {
+        let writes = [makes(State::Gone, 1, 100, 110), write(2, 5000, 5010)];
+        let gone = answered(300, Outcome::Unknown);
+        let found = verdict(&writes, &[gone, read(320, 0, 900)], &[]);
+        assert!(
+            matches!(found[..], [Violation::WentBack { .. }]),
+            "{found:?}"
+        );
+        let late = answered(8000, Outcome::Unknown);
+        let found = verdict(&writes, &[gone, read(5100, 2, 9), late], &[]);
+        assert!(
+            matches!(found[..], [Violation::WentBack { .. }]),
+            "{found:?}"
+        );
         assert!(matches!(
-            not_converged(&[write(1, 100, 110)], &last)[..],
-            [Violation::NotConverged { .. }]
+            verdict(&writes, &[late], &[(0, 9000)])[..],
+            [Violation::Late { .. }]
         ));
+        assert_eq!(verdict(&writes, &[gone, read(5100, 2, 9)], &[]), []);
+    }
+
+    #[test]
+    fn a_bad_row_that_is_answered_from_is_found_and_the_last_good_one_is_not() {
+        let writes = [write(1, 100, 110), makes(State::Bad, 2, 200, 210)];
+        assert!(matches!(
+            verdict(&writes, &[read(5000, 2, 5)], &[(0, 9000)])[..],
+            [Violation::NotGood(_)]
+        ));
+        assert_eq!(verdict(&writes, &[read(5000, 1, 5)], &[(0, 9000)]), []);
+        assert!(matches!(
+            verdict(&writes, &[answered(5000, Outcome::Unknown)], &[])[..],
+            [Violation::Invented(_)]
+        ));
+        let last = BTreeMap::from([(1, read(0, 1, 0).outcome)]);
+        assert_eq!(not_converged(&writes, &last), []);
+        // Who looked only after the bad row came knows an older good one, with the tenant as it is.
+        let older = Outcome::Answer {
+            number: 0,
+            tenant: 1,
+            staleness: 5,
+        };
+        assert_eq!(verdict(&writes, &[answered(5000, older)], &[(0, 9000)]), []);
+        let again = [writes[0], writes[1], write(3, 300, 310)];
+        let found = verdict(&again, &[answered(5000, older)], &[(0, 9000)]);
+        assert!(
+            matches!(
+                found[..],
+                [Violation::Understated { .. }, Violation::Late { .. }]
+            ),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn a_key_that_never_arrives_is_found_and_an_unacknowledged_write_is_not_demanded() {
+        let at_0 = BTreeMap::from([(1, read(0, 0, 0).outcome)]);
+        for writes in [
+            [write(1, 100, 110)],
+            [makes(State::Gone, 1, 100, 110)],
+            [makes(State::Suspended, 1, 100, 110)],
+        ] {
+            assert!(matches!(
+                not_converged(&writes, &at_0)[..],
+                [Violation::NotConverged { .. }]
+            ));
+        }
         assert_eq!(
             not_converged(
                 &[Write {
                     acknowledged: None,
                     ..write(1, 100, 110)
                 }],
-                &last
+                &at_0
             ),
             []
         );
+        let gone = BTreeMap::from([(1, Outcome::Unknown)]);
+        assert_eq!(not_converged(&[makes(State::Gone, 1, 100, 110)], &gone), []);
     }
 }

@@ -28,6 +28,13 @@ pub(crate) const AWAY: &str = "postgres://sidetone@127.0.0.1:1/none?sslmode=disa
 /// The value of the example's credential.
 pub(crate) const SECRET: &str = "sk-canary-5f0c9e1a";
 
+/// The binary that is tried: `SIDETONE_BINARY`, else the one built for these tests. A release build shows what is promised.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("SIDETONE_BINARY")
+        .unwrap_or_else(|| env!("CARGO_BIN_EXE_sidetone").into())
+        .into()
+}
+
 /// An answer as it came.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
@@ -150,7 +157,14 @@ impl Node {
 
     /// Starts the daemon; does not wait.
     pub(crate) fn start(&mut self) {
-        self.spawn(self.command(&["run"]));
+        self.start_with(&[]);
+    }
+
+    /// Starts the daemon with these variables of the environment.
+    pub(crate) fn start_with(&mut self, env: &[(&str, &str)]) {
+        let mut command = self.command(&["run"]);
+        command.envs(env.iter().copied());
+        self.spawn(command);
     }
 
     /// Starts a daemon that may have so many descriptors.
@@ -205,7 +219,7 @@ impl Node {
 
     /// A command of the binary with this node's settings.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sidetone"));
+        let mut command = Command::new(binary());
         command
             .current_dir(&self.dir)
             .env_clear()
@@ -222,10 +236,7 @@ impl Node {
     /// Runs a command of the binary with this node's settings, without input.
     pub(crate) fn cli(&self, args: &[&str]) -> Output {
         if args.first() == Some(&"keygen") {
-            return Command::new(env!("CARGO_BIN_EXE_sidetone"))
-                .args(args)
-                .output()
-                .unwrap();
+            return Command::new(binary()).args(args).output().unwrap();
         }
         self.command(args).stdin(Stdio::null()).output().unwrap()
     }
