@@ -17,13 +17,13 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
+    TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-use crate::admit::AdmissionLimits;
+use crate::admit::{self, AdmissionLimits};
 use crate::change::Cursor;
 use crate::number::E164;
 use crate::row::{DocHash, Fault, NumberRecord, TenantRecord};
@@ -38,8 +38,6 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 
 /// Raised when what stands in the file is read in another way.
 const FORMAT: u32 = 1;
-/// Pages kept in memory by the storage engine; profiles have a cache of their own.
-const PAGE_CACHE: usize = 32 << 20;
 
 /// Why the replica cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -69,12 +67,24 @@ pub enum ReplicaError {
         found: u32,
     },
     /// The directory or file cannot be read or written.
-    #[error("replica {path}: cannot be opened")]
+    #[error(
+        "replica {path}: cannot be opened; make room on the disk, and make the directory and its files this user's and writable"
+    )]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Nothing can be written.
+    #[error(
+        "replica {path}: cannot be written ({what}); answers go on from the rows that are there; make room on the disk or make it writable again, and changes are applied within seconds"
+    )]
+    Closed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
     },
     /// The storage engine failed.
     #[error("replica: {doing}: {what}")]
@@ -118,12 +128,18 @@ macro_rules! tried {
 
 mod compare;
 mod directory;
+mod disk;
 mod stamp;
+mod store;
+mod suspect;
 mod writer;
 
 pub use compare::{Comparison, Hashes};
 pub use directory::in_use;
 use directory::{lock_directory, safe_directory, set_aside};
+use store::{NotOpen, Open, Store};
+use suspect::Marker;
+pub(crate) use suspect::{Hand, InHand, Version};
 use writer::Writer;
 
 /// What happened while opening, for the log.
@@ -131,6 +147,11 @@ use writer::Writer;
 pub enum Opened {
     /// As it was left.
     Kept,
+    /// As it was left, and nothing can be written.
+    ReadOnly {
+        /// Why.
+        why: String,
+    },
     /// There was none.
     New,
     /// Damaged or sealed with unknown keys: set aside, and a new one begun.
@@ -168,6 +189,8 @@ pub struct Terms {
     pub accept_loss: bool,
     /// The batch compares everything: what was held before and is not a loss any more is held no longer.
     pub settles_held: bool,
+    /// Rows that an earlier process had in hand when it died are tried again, not held.
+    pub tries_suspects: bool,
 }
 
 /// A loss that was not applied.
@@ -204,8 +227,9 @@ pub struct Applied {
     pub differences: Vec<(Key, What)>,
 }
 
-/// What differed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Which row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Key {
     /// A tenant's rows.
     Tenant(Uuid),
@@ -263,17 +287,17 @@ pub struct FoundNumber {
 
 /// Rows and cursor on disk.
 pub struct Replica {
-    db: Database,
+    store: Store,
     key: DataKey,
     stamp: stamp::StampFile,
-    file: PathBuf,
+    marker: Marker,
     _lock: File,
 }
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replica")
-            .field("file", &self.file)
+            .field("file", &self.store.path())
             .finish_non_exhaustive()
     }
 }
@@ -288,124 +312,113 @@ impl Replica {
         safe_directory(dir)?;
         let lock = lock_directory(dir)?;
         let file = dir.join("replica.redb");
-        let existed = file.exists();
         let open = |err| ReplicaError::Open {
             path: file.clone(),
             source: err,
         };
         let stamp = stamp::StampFile::open(&dir.join("level")).map_err(open)?;
-        let why = match Self::try_open(&file, keyring)? {
-            Ok((db, key)) => {
-                let opened = if existed { Opened::Kept } else { Opened::New };
-                return Ok((
-                    Self {
-                        db,
-                        key,
-                        stamp,
-                        file,
-                        _lock: lock,
-                    },
-                    opened,
-                ));
+        let marker = Marker::open(&dir.join("in-hand"));
+        let begin = || Self::begin(&file, keyring);
+        let ((store, key), opened) = if file.exists() {
+            match Self::try_open(&file, keyring)? {
+                Ok((store, key, None)) => ((store, key), Opened::Kept),
+                Ok((store, key, Some(why))) => ((store, key), Opened::ReadOnly { why }),
+                Err(why) => {
+                    let to = set_aside(&file).map_err(open)?;
+                    (begin()?, Opened::SetAside { to, why })
+                }
             }
-            Err(why) => why,
+        } else {
+            (begin()?, Opened::New)
         };
-        let to = set_aside(&file).map_err(open)?;
-        match Self::try_open(&file, keyring)? {
-            Ok((db, key)) => Ok((
-                Self {
-                    db,
-                    key,
-                    stamp,
-                    file,
-                    _lock: lock,
-                },
-                Opened::SetAside { to, why },
-            )),
-            Err(why) => Err(ReplicaError::Storage {
-                doing: "beginning a new file",
-                what: why,
-            }),
-        }
+        let replica = Self {
+            store: Store::new(file, store),
+            key,
+            stamp,
+            marker,
+            _lock: lock,
+        };
+        Ok((replica, opened))
     }
 
-    /// The outer error stops the daemon, the inner one says why the file is of no use.
+    /// A new file. It gets its name when it is whole: what a death leaves half made is begun again.
+    fn begin(file: &Path, keyring: &Keyring) -> Result<(Open, DataKey), ReplicaError> {
+        let open = |source| ReplicaError::Open {
+            path: file.to_path_buf(),
+            source,
+        };
+        let half = file.with_extension("begun");
+        match std::fs::remove_file(&half) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(open(err)),
+            _ => {}
+        }
+        let begun = Open::writable(&half, false).map_err(OpenFailure::from);
+        let begun = begun.and_then(|store| {
+            let key = Self::prepare(&store.db, keyring)?;
+            Ok((store, key))
+        });
+        let (store, key) = match begun {
+            Ok(begun) => begun,
+            Err(failure) => return Err(failure.into_error(file)),
+        };
+        std::fs::rename(&half, file).map_err(open)?;
+        if let Some(dir) = file.parent() {
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(open)?;
+        }
+        Ok((store, key))
+    }
+
+    /// The outer error stops the daemon, the inner one says why the file is of no use. With the file and its key, why
+    /// nothing can be written to it.
+    #[allow(clippy::type_complexity)]
     fn try_open(
         file: &Path,
         keyring: &Keyring,
-    ) -> Result<Result<(Database, DataKey), String>, ReplicaError> {
-        // The engine may panic on a damaged file that its checks do not catch.
-        let tried = catch_unwind(AssertUnwindSafe(|| {
-            let db = Database::builder()
-                .set_cache_size(PAGE_CACHE)
-                .set_check_integrity_on_open(true)
-                .create(file)
-                .map_err(OpenFailure::Database)?;
-            let key = Self::prepare(&db, file, keyring)?;
-            Ok((db, key))
-        }));
-        let failure = match tried {
-            Ok(Ok(opened)) => return Ok(Ok(opened)),
-            Ok(Err(failure)) => failure,
-            Err(_) => return Ok(Err("the storage engine panicked on it".to_owned())),
-        };
-        let path = || file.to_path_buf();
-        match failure {
-            OpenFailure::Database(DatabaseError::DatabaseAlreadyOpen) => {
-                Err(ReplicaError::InUse { path: path() })
-            }
-            OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err)))
+    ) -> Result<Result<(Open, DataKey, Option<String>), String>, ReplicaError> {
+        let mut closed = None;
+        let opened = Open::writable(file, true).or_else(|failure| match failure {
+            NotOpen::Database(DatabaseError::Storage(StorageError::Io(err)))
                 if !is_damage(&err) =>
             {
-                Err(ReplicaError::Open {
-                    path: path(),
-                    source: err,
-                })
+                closed = Some(err.to_string());
+                Open::read_only(file, true, err.to_string())
             }
-            OpenFailure::Database(err) => Ok(Err(err.to_string())),
-            OpenFailure::Replica(err @ ReplicaError::Format { .. }) => Err(err),
-            OpenFailure::Replica(err) => Ok(Err(err.to_string())),
-            OpenFailure::Keys => Ok(Err(
-                "it is sealed with keys that the keyring no longer has".to_owned()
-            )),
+            failure => Err(failure),
+        });
+        let tried = opened.map_err(OpenFailure::from).and_then(|store| {
+            let read = || Self::read_key(&store.db, file, keyring);
+            let key = catch_unwind(AssertUnwindSafe(read)).map_err(|_| OpenFailure::Panicked)??;
+            Ok((store, key, closed))
+        });
+        match tried {
+            Ok(opened) => Ok(Ok(opened)),
+            Err(OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err))))
+                if !is_damage(&err) =>
+            {
+                Err(
+                    OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err)))
+                        .into_error(file),
+                )
+            }
+            Err(OpenFailure::Replica(err @ ReplicaError::Format { .. })) => Err(err),
+            Err(failure) => Ok(Err(failure.why())),
         }
     }
 
-    /// Format and data key, made for a new file.
-    fn prepare(db: &Database, file: &Path, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
+    /// Tables, format and data key of a new file.
+    fn prepare(db: &Database, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
         let txn = tried!("preparing", db.begin_write())?;
-        let key = {
+        let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
+        {
             let mut meta = tried!("preparing", txn.open_table(META))?;
-            let format =
-                tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
-            match format {
-                None => {
-                    let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
-                    tried!(
-                        "preparing",
-                        meta.insert("format", FORMAT.to_le_bytes().as_slice())
-                    )?;
-                    write_keys(&mut meta, &key, keyring)?;
-                    key
-                }
-                Some(bytes) => {
-                    let found = bytes.try_into().map(u32::from_le_bytes).unwrap_or(u32::MAX);
-                    if found != FORMAT {
-                        return Err(ReplicaError::Format {
-                            path: file.to_path_buf(),
-                            found,
-                        }
-                        .into());
-                    }
-                    let wrapped = tried!("reading the data key", meta.get("keys"))?
-                        .map(|v| v.value().to_vec());
-                    let wrapped: Vec<WrappedKey> = wrapped
-                        .and_then(|json| serde_json::from_slice(&json).ok())
-                        .unwrap_or_default();
-                    DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)?
-                }
-            }
-        };
+            tried!(
+                "preparing",
+                meta.insert("format", FORMAT.to_le_bytes().as_slice())
+            )?;
+            write_keys(&mut meta, &key, keyring)?;
+        }
         for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
             tried!("preparing", txn.open_table(table))?;
         }
@@ -413,17 +426,43 @@ impl Replica {
         Ok(key)
     }
 
+    /// The data key of a file of our format.
+    fn read_key(db: &Database, file: &Path, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
+        let txn = tried!("reading the format", db.begin_read())?;
+        let meta = tried!("reading the format", txn.open_table(META))?;
+        let format = tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
+        let found = format
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(u32::MAX, u32::from_le_bytes);
+        if found != FORMAT {
+            return Err(ReplicaError::Format {
+                path: file.to_path_buf(),
+                found,
+            }
+            .into());
+        }
+        let wrapped = tried!("reading the data key", meta.get("keys"))?.map(|v| v.value().to_vec());
+        let wrapped: Vec<WrappedKey> = wrapped
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .unwrap_or_default();
+        for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
+            tried!("opening the tables", txn.open_table(table))?;
+        }
+        DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)
+    }
+
     /// Wraps the data key under the keys of another keyring, so that any of them opens the replica from now on.
     ///
     /// # Errors
     /// [`ReplicaError`] when it cannot be written; then the old keys still open it.
     pub fn rewrap(&self, keyring: &Keyring) -> Result<(), ReplicaError> {
-        let txn = tried!("changing keys", self.db.begin_write())?;
-        {
-            let mut meta = tried!("changing keys", txn.open_table(META))?;
-            write_keys(&mut meta, &self.key, keyring)?;
-        }
-        tried!("changing keys", txn.commit())
+        self.store.write(|txn| {
+            {
+                let mut meta = tried!("changing keys", txn.open_table(META))?;
+                write_keys(&mut meta, &self.key, keyring)?;
+            }
+            tried!("changing keys", txn.commit())
+        })
     }
 
     /// The cursor of the last batch; `None` before the first complete copy.
@@ -431,7 +470,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`]. A cursor that cannot be read counts as none.
     pub fn cursor(&self) -> Result<Option<Cursor>, ReplicaError> {
-        let txn = tried!("reading the cursor", self.db.begin_read())?;
+        let txn = self.store.read()?;
         let meta = tried!("reading the cursor", txn.open_table(META))?;
         let cursor = tried!("reading the cursor", meta.get("cursor"))?;
         Ok(cursor.and_then(|json| serde_json::from_slice(json.value()).ok()))
@@ -442,7 +481,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn is_complete(&self) -> Result<bool, ReplicaError> {
-        let txn = tried!("reading the cursor", self.db.begin_read())?;
+        let txn = self.store.read()?;
         let meta = tried!("reading the cursor", txn.open_table(META))?;
         Ok(tried!("reading the cursor", meta.get("cursor"))?.is_some())
     }
@@ -452,12 +491,13 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn keep_cursor(&self, cursor: &Cursor) -> Result<(), ReplicaError> {
-        let txn = tried!("keeping the cursor", self.db.begin_write())?;
-        {
-            let mut meta = tried!("keeping the cursor", txn.open_table(META))?;
-            write_cursor(&mut meta, cursor)?;
-        }
-        tried!("keeping the cursor", txn.commit())
+        self.store.write(|txn| {
+            {
+                let mut meta = tried!("keeping the cursor", txn.open_table(META))?;
+                write_cursor(&mut meta, cursor)?;
+            }
+            tried!("keeping the cursor", txn.commit())
+        })
     }
 
     /// Level was proved at this time since boot.
@@ -474,12 +514,98 @@ impl Replica {
         self.stamp.age()
     }
 
+    /// Work on a row that may be deadly: the next process knows it if this one dies.
+    pub(crate) fn take_in_hand(&self, hand: Hand, what: InHand) {
+        self.marker.take(hand, what);
+    }
+
+    /// Whether each of so many rows is to be taken in hand by itself.
+    pub(crate) fn names_each(&self, hand: Hand, rows: usize) -> bool {
+        self.marker.names_each(hand, rows)
+    }
+
+    /// Rows that an earlier process had in hand when it died, and that are to be tried once more.
+    #[must_use]
+    pub fn on_trial(&self) -> Vec<Key> {
+        self.marker
+            .on_trial()
+            .into_iter()
+            .map(|row| row.key)
+            .collect()
+    }
+
+    /// A batch is in force and what is made of it too; `tried`: with the rows on trial.
+    pub(crate) fn survived(&self, tried: bool) {
+        self.marker.done(tried);
+    }
+
+    /// Puts the predecessors of rows in force that processes died on again and again.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; then nothing was changed.
+    pub(crate) fn set_convicted_aside(&self) -> Result<(), ReplicaError> {
+        let convicted = self.marker.convicted();
+        if convicted.is_empty() {
+            return Ok(());
+        }
+        let view = self.view()?;
+        self.store
+            .write(|txn| self.write_aside(&view, txn, convicted))
+    }
+
+    fn write_aside(
+        &self,
+        view: &View<'_>,
+        txn: WriteTransaction,
+        convicted: Vec<Version>,
+    ) -> Result<(), ReplicaError> {
+        for Version { key, hash } in convicted {
+            match key {
+                Key::Tenant(id) => {
+                    let was = view
+                        .tenant(id)
+                        .ok()
+                        .flatten()
+                        .filter(|was| was.hash == hash);
+                    let Some(was) = was else { continue };
+                    let record = admit::tenant_set_aside(id, hash, Some(&was));
+                    let sealed = seal(&self.key, &tenant_aad(id), &record)?;
+                    let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
+                    tried!(
+                        "setting a row aside",
+                        tenants.insert(id.as_bytes().as_slice(), sealed.as_slice())
+                    )?;
+                }
+                Key::Number(e164) => {
+                    let was = view.number(&e164).ok().flatten();
+                    let Some(was) = was.filter(|was| was.record.hash == hash) else {
+                        continue;
+                    };
+                    let record = admit::number_set_aside(&e164, hash, Some(&was.record));
+                    let mut value = was.tenant.as_bytes().to_vec();
+                    value.extend(seal(&self.key, &number_aad(was.tenant, &e164), &record)?);
+                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    tried!(
+                        "setting a row aside",
+                        numbers.insert(e164.as_bytes(), value.as_slice())
+                    )?;
+                    let mut faulty = tried!("setting a row aside", txn.open_table(FAULTY))?;
+                    tried!(
+                        "setting a row aside",
+                        faulty.insert(e164.as_bytes(), [].as_slice())
+                    )?;
+                }
+            }
+        }
+        tried!("setting a row aside", txn.commit())
+    }
+
     /// A moment of the replica: everything read through it is of one commit.
     ///
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn view(&self) -> Result<View<'_>, ReplicaError> {
-        let txn = tried!("reading", self.db.begin_read())?;
+        let txn = self.store.read()?;
         Ok(View {
             numbers: tried!("reading", txn.open_table(NUMBERS))?,
             tenants: tried!("reading", txn.open_table(TENANTS))?,
@@ -498,7 +624,7 @@ impl Replica {
         Ok(Size {
             tenants: tried!("counting", view.tenants.len())?,
             numbers: tried!("counting", view.numbers.len())?,
-            bytes: std::fs::metadata(&self.file).map_or(0, |file| file.len()),
+            bytes: std::fs::metadata(self.store.path()).map_or(0, |file| file.len()),
         })
     }
 
@@ -510,11 +636,27 @@ impl Replica {
     /// [`ReplicaError`]; then nothing was changed.
     pub fn apply(
         &self,
+        incoming: Incoming,
+        terms: &Terms,
+        around: impl FnMut(&Applied),
+    ) -> Result<(Applied, Cursor), ReplicaError> {
+        let done = self
+            .store
+            .write(|txn| self.write_batch(txn, incoming, terms, around));
+        if done.is_err() {
+            self.marker.take(Hand::Applying, InHand::Nothing);
+        }
+        done
+    }
+
+    fn write_batch(
+        &self,
+        txn: WriteTransaction,
         mut incoming: Incoming,
         terms: &Terms,
         mut around: impl FnMut(&Applied),
     ) -> Result<(Applied, Cursor), ReplicaError> {
-        let txn = tried!("writing", self.db.begin_write())?;
+        self.marker.take(Hand::Applying, InHand::Rows);
         let (applied, next) = {
             let mut writer = Writer {
                 numbers: tried!("writing", txn.open_table(NUMBERS))?,
@@ -522,6 +664,8 @@ impl Replica {
                 index: tried!("writing", txn.open_table(INDEX))?,
                 faulty: tried!("writing", txn.open_table(FAULTY))?,
                 key: &self.key,
+                marker: &self.marker,
+                names_each: false,
                 terms,
                 applied: Applied::default(),
                 group: None,
@@ -535,7 +679,7 @@ impl Replica {
                 tried!("counting", writer.numbers.len())?,
             );
             while let Some(rows) = incoming.rows.blocking_recv() {
-                rows.into_iter().try_for_each(|row| writer.take(row))?;
+                writer.chunk(rows)?;
             }
             let mut next = incoming
                 .next
@@ -547,6 +691,7 @@ impl Replica {
             write_cursor(&mut meta, &next)?;
             (applied, next)
         };
+        self.marker.take(Hand::Applying, InHand::Nothing);
         around(&applied);
         let committed = tried!("committing", txn.commit());
         around(&applied);
@@ -722,6 +867,11 @@ fn write_cursor(
     tried!("writing the cursor", meta.insert("cursor", json.as_slice())).map(|_| ())
 }
 
+fn seal(key: &DataKey, aad: &[u8], record: &impl Serialize) -> Result<Vec<u8>, ReplicaError> {
+    let json = serde_json::to_vec(record).map_err(|_| ReplicaError::Seal)?;
+    key.seal(aad, &json).map_err(|_| ReplicaError::Seal)
+}
+
 fn number_aad(tenant: Uuid, e164: &str) -> Vec<u8> {
     [b"number".as_slice(), tenant.as_bytes(), e164.as_bytes()].concat()
 }
@@ -766,13 +916,50 @@ fn open_tenant(key: &DataKey, id: Uuid, value: &[u8]) -> Result<TenantRecord, Re
 /// Why a file is not opened as it stands.
 enum OpenFailure {
     Database(DatabaseError),
+    Panicked,
     Replica(ReplicaError),
     Keys,
+}
+
+impl OpenFailure {
+    fn why(&self) -> String {
+        match self {
+            Self::Database(err) => err.to_string(),
+            Self::Panicked => "the storage engine panicked on it".to_owned(),
+            Self::Replica(err) => err.to_string(),
+            Self::Keys => "it is sealed with keys that the keyring no longer has".to_owned(),
+        }
+    }
+
+    fn into_error(self, file: &Path) -> ReplicaError {
+        match self {
+            Self::Replica(err) => err,
+            Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
+                ReplicaError::Open {
+                    path: file.to_path_buf(),
+                    source,
+                }
+            }
+            failure => ReplicaError::Storage {
+                doing: "opening the file",
+                what: failure.why(),
+            },
+        }
+    }
 }
 
 impl From<ReplicaError> for OpenFailure {
     fn from(err: ReplicaError) -> Self {
         Self::Replica(err)
+    }
+}
+
+impl From<NotOpen> for OpenFailure {
+    fn from(failure: NotOpen) -> Self {
+        match failure {
+            NotOpen::Database(err) => Self::Database(err),
+            NotOpen::Panicked => Self::Panicked,
+        }
     }
 }
 

@@ -60,6 +60,7 @@ pub(super) fn lock_directory(dir: &Path) -> Result<File, ReplicaError> {
         .create(true)
         .truncate(false)
         .open(dir.join("lock"))
+        .or_else(|err| File::open(dir.join("lock")).map_err(|_| err))
         .map_err(open)?;
     match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),

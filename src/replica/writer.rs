@@ -6,9 +6,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use redb::ReadableTable;
 use uuid::Uuid;
 
+use super::suspect::{Hand, InHand, Marker, Version};
 use super::{
     Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_aad,
-    open_number, open_tenant, split_index, tenant_aad,
+    open_number, open_tenant, seal, split_index, tenant_aad,
 };
 use crate::admit;
 use crate::change;
@@ -26,6 +27,9 @@ pub(super) struct Writer<'t, 'r> {
     pub(super) index: WriteTable<'t>,
     pub(super) faulty: WriteTable<'t>,
     pub(super) key: &'r DataKey,
+    pub(super) marker: &'r Marker,
+    /// Whether each row is noted while it is in hand.
+    pub(super) names_each: bool,
     pub(super) terms: &'r Terms,
     pub(super) applied: Applied,
     /// The tenant whose numbers come now, and those that came.
@@ -38,7 +42,32 @@ pub(super) struct Writer<'t, 'r> {
 }
 
 impl Writer<'_, '_> {
-    pub(super) fn take(&mut self, row: Row) -> Result<(), ReplicaError> {
+    /// Takes the rows that came together.
+    pub(super) fn chunk(&mut self, rows: Vec<Row>) -> Result<(), ReplicaError> {
+        self.names_each = self.marker.names_each(Hand::Applying, rows.len());
+        rows.into_iter().try_for_each(|row| self.take(row))?;
+        self.marker.take(Hand::Applying, InHand::Rows);
+        Ok(())
+    }
+
+    /// Says that this row is in hand. Whether it is to be set aside instead.
+    fn in_hand(&self, row: &Version) -> bool {
+        self.marker.forget(&row.key, Some(row.hash));
+        if self.marker.holds(row, self.terms.tries_suspects) {
+            return true;
+        }
+        if self.names_each {
+            self.marker.take(Hand::Applying, InHand::Row(row.clone()));
+        }
+        false
+    }
+
+    /// Whether a row that is here already comes to be tried.
+    fn is_tried(&self, row: &Version) -> bool {
+        self.terms.tries_suspects && self.marker.suspects(row) && !self.marker.holds(row, true)
+    }
+
+    fn take(&mut self, row: Row) -> Result<(), ReplicaError> {
         self.applied.read = self.applied.read.saturating_add(1);
         match row {
             Row::Tenant { id, document } => self.tenant(id, &document),
@@ -61,8 +90,13 @@ impl Writer<'_, '_> {
             Some(value) => Some(open_tenant(self.key, id, value.value())),
             None => None,
         };
+        let row = Version {
+            key: Key::Tenant(id),
+            hash: DocHash::of(document),
+        };
         if let Some(Ok(was)) = &was
-            && was.hash == DocHash::of(document)
+            && was.hash == row.hash
+            && !self.is_tried(&row)
         {
             return Ok(());
         }
@@ -73,20 +107,19 @@ impl Writer<'_, '_> {
         };
         let was = was.and_then(Result::ok);
         let limits = &self.terms.limits;
-        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits))
-            .unwrap_or_else(|| TenantRecord {
-                hash: DocHash::of(document),
-                bundle: was
-                    .as_ref()
-                    .map(|was| was.bundle.clone())
-                    .unwrap_or_default(),
-                faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
-            });
-        let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self
-            .key
-            .seal(&tenant_aad(id), &json)
-            .map_err(|_| ReplicaError::Seal)?;
+        let record = if self.in_hand(&row) {
+            admit::tenant_set_aside(id, row.hash, was.as_ref())
+        } else {
+            unpanicked(|| admit::tenant(id, document, was.as_ref(), limits)).unwrap_or_else(|| {
+                TenantRecord {
+                    hash: row.hash,
+                    faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
+                    before: was.as_ref().and_then(|was| was.before.clone()),
+                    bundle: was.map(|was| was.bundle).unwrap_or_default(),
+                }
+            })
+        };
+        let sealed = seal(self.key, &tenant_aad(id), &record)?;
         tried!(
             "writing a tenant",
             self.tenants
@@ -104,9 +137,14 @@ impl Writer<'_, '_> {
             Some(value) => Some(open_number(self.key, e164, value.value())),
             None => None,
         };
+        let row = Version {
+            key: Key::Number(e164.to_owned()),
+            hash,
+        };
         if let Some(Ok(was)) = &was
             && was.tenant == tenant
             && was.record.hash == hash
+            && !self.is_tried(&row)
         {
             return Ok(());
         }
@@ -129,8 +167,10 @@ impl Writer<'_, '_> {
             .as_ref()
             .filter(|was| was.tenant == tenant)
             .map(|was| &was.record);
-        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| {
-            NumberRecord {
+        let record = if self.in_hand(&row) {
+            admit::number_set_aside(e164, hash, previous)
+        } else {
+            unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| NumberRecord {
                 hash,
                 row: previous.and_then(|was| was.row.clone()),
                 faults: vec![poison(
@@ -138,13 +178,10 @@ impl Writer<'_, '_> {
                     e164.to_owned(),
                     previous.is_some(),
                 )],
-            }
-        });
-        let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self
-            .key
-            .seal(&number_aad(tenant, e164), &json)
-            .map_err(|_| ReplicaError::Seal)?;
+                before: previous.and_then(|was| was.before.clone()),
+            })
+        };
+        let sealed = seal(self.key, &number_aad(tenant, e164), &record)?;
         let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
         value.extend_from_slice(tenant.as_bytes());
         value.extend_from_slice(&sealed);
@@ -249,6 +286,7 @@ impl Writer<'_, '_> {
                 self.index.remove(index_key(tenant, &e164).as_slice())
             )?;
             self.faults(&e164, Vec::new())?;
+            self.marker.forget(&Key::Number(e164.clone()), None);
             self.changed_number(&e164);
             self.removed(Key::Number(e164), Some(tenant));
         }
@@ -257,6 +295,7 @@ impl Writer<'_, '_> {
                 "removing a tenant",
                 self.tenants.remove(id.as_bytes().as_slice())
             )?;
+            self.marker.forget(&Key::Tenant(id), None);
             self.applied.tenants.insert(id);
             self.removed(Key::Tenant(id), None);
         }
