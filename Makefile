@@ -15,6 +15,6 @@ test: ## everything a change must pass
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)
 
-test-faults: ## ten minutes of random faults under the judge, the worlds of feed.md, hostile rows; SIDETONE_SEED=n repeats a run
+test-faults: ## ten minutes of random faults under the judge, the worlds of feed.md, hostile rows, a death at every write; SIDETONE_SEED=n repeats a run
 	@scripts/ensure-postgres
-	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_FAULT_SECONDS=$${SIDETONE_FAULT_SECONDS:-600} cargo test --locked --test it -- --nocapture faults:: worlds:: rows::
+	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_FAULT_SECONDS=$${SIDETONE_FAULT_SECONDS:-600} SIDETONE_KILL_EVERY=$${SIDETONE_KILL_EVERY:-1} cargo test --locked --test it -- --nocapture faults:: worlds:: rows:: disk::

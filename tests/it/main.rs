@@ -17,6 +17,7 @@ mod cli;
 mod cluster;
 mod commands;
 mod desk;
+mod disk;
 mod docs;
 mod faults;
 mod feed;

@@ -150,6 +150,11 @@ impl Node {
 
     /// Starts the daemon; does not wait.
     pub(crate) fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts the daemon with these variables of the environment.
+    pub(crate) fn start_with(&mut self, env: &[(&str, &str)]) {
         assert!(self.child.is_none(), "the node runs already");
         let log = File::options()
             .create(true)
@@ -158,6 +163,7 @@ impl Node {
             .unwrap();
         let child = self
             .command(&["run"])
+            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)
@@ -272,6 +278,18 @@ impl Node {
             assert!(began.elapsed() < PATIENCE, "the daemon does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Whether the process has ended by itself; then it can be started again.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait().unwrap().is_some(),
+            None => true,
+        };
+        if ended {
+            self.child = None;
+        }
+        ended
     }
 
     /// SIGTERM, and the end of it.
