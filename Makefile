@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-postgres-versions
+.PHONY: help demo test test-faults test-start test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,3 +18,7 @@ test-postgres-versions: ## the tests of schema, feed and faults against Postgres
 test-faults: ## ten minutes of random faults under the judge, the worlds of feed.md, hostile rows, a death at every write; SIDETONE_SEED=n repeats a run
 	@scripts/ensure-postgres
 	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_FAULT_SECONDS=$${SIDETONE_FAULT_SECONDS:-600} SIDETONE_KILL_EVERY=$${SIDETONE_KILL_EVERY:-1} cargo test --locked --test it -- --nocapture faults:: worlds:: rows:: disk::
+
+test-start: ## how long a node with SIDETONE_NUMBERS (100000) numbers takes from exec to its first right answer, Postgres refused
+	@scripts/ensure-postgres
+	cargo test --release --locked --test it -- --nocapture --ignored disk::
