@@ -32,7 +32,7 @@ use crate::source::ReadThrough;
 /// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
 const TRIES: usize = 3;
 /// Between two tries to read from a disk that fails.
-const BREATH: Duration = Duration::from_millis(5);
+const BREATH: Duration = Duration::from_millis(1);
 
 /// An answer's configuration and its age.
 #[derive(Debug, Clone)]
