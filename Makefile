@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults soak test-postgres-versions
+.PHONY: help demo test test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,3 +24,7 @@ soak: ## daemon, writers, readers and random faults for MINUTES (10), then the v
 	SIDETONE_BINARY=$$(cargo metadata --locked --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/release/sidetone \
 	SIDETONE_SEED=$${SIDETONE_SEED:-0} SIDETONE_SOAK_MINUTES=$(or $(MINUTES),10) \
 	cargo test --locked --test it -- --ignored --nocapture soak::
+
+test-start: ## how long a node with SIDETONE_NUMBERS (100000) numbers takes from exec to its first right answer, Postgres refused
+	@scripts/ensure-postgres
+	cargo test --release --locked --test it -- --nocapture --ignored disk::

@@ -88,10 +88,13 @@ pub fn number(e164: &str, document: &str, previous: Option<&NumberRecord>) -> Nu
         .and_then(|row| read_number(e164, row))
     {
         Ok(number) => {
+            let before =
+                previous.and_then(|last| predecessor(last.row.as_ref(), &number, &last.before));
             return NumberRecord {
                 hash,
                 row: Some(number),
                 faults: Vec::new(),
+                before,
             };
         }
         Err(bad) => bad,
@@ -105,9 +108,84 @@ pub fn number(e164: &str, document: &str, previous: Option<&NumberRecord>) -> Nu
     let fault = bad.into_fault(Table::TenantPhoneNumbers, shown(e164), last_good.is_some());
     NumberRecord {
         hash,
+        before: previous
+            .filter(|_| last_good.is_some())
+            .and_then(|last| last.before.clone()),
         row: last_good,
         faults: vec![fault],
     }
+}
+
+/// The good one before `new`: the one in force until now, or where that is the same, the one before it.
+fn predecessor<T: Clone + PartialEq>(
+    last: Option<&T>,
+    new: &T,
+    before: &Option<Box<T>>,
+) -> Option<Box<T>> {
+    match last {
+        Some(last) if last != new => Some(Box::new(last.clone())),
+        _ => before.clone(),
+    }
+}
+
+/// The number's record while the newest document is set aside, for the process died on it.
+/// Where that document is in force already, the good row before it is put in force.
+#[must_use]
+pub fn number_set_aside(
+    e164: &str,
+    hash: DocHash,
+    previous: Option<&NumberRecord>,
+) -> NumberRecord {
+    let in_force = previous.is_some_and(|last| last.hash == hash && last.faults.is_empty());
+    let row = previous.and_then(|last| {
+        if in_force {
+            last.before.as_deref().cloned()
+        } else {
+            last.row.clone()
+        }
+    });
+    NumberRecord {
+        hash,
+        before: previous
+            .filter(|_| !in_force)
+            .and_then(|last| last.before.clone()),
+        faults: vec![deadly(
+            Table::TenantPhoneNumbers,
+            e164.to_owned(),
+            row.is_some(),
+        )],
+        row,
+    }
+}
+
+/// The same of a tenant.
+#[must_use]
+pub fn tenant_set_aside(id: Uuid, hash: DocHash, previous: Option<&TenantRecord>) -> TenantRecord {
+    let aside = |fault: &Fault| fault.reason == Reason::Deadly;
+    let in_force = previous.is_some_and(|last| last.hash == hash && !last.faults.iter().any(aside));
+    let bundle = previous.and_then(|last| {
+        if in_force {
+            last.before.as_deref().cloned()
+        } else {
+            Some(last.bundle.clone())
+        }
+    });
+    TenantRecord {
+        hash,
+        before: previous
+            .filter(|_| !in_force)
+            .and_then(|last| last.before.clone()),
+        faults: vec![deadly(Table::Tenants, id.to_string(), bundle.is_some())],
+        bundle: bundle.unwrap_or_default(),
+    }
+}
+
+fn deadly(table: Table, key: String, last_good: bool) -> Fault {
+    Bad::new(
+        Reason::Deadly,
+        "the process ended while this row was in hand; it is tried once more by itself, and set aside until it changes if the process ends again: then please report it",
+    )
+    .into_fault(table, key, last_good)
 }
 
 fn read_number(key: &str, row: &Row<'_>) -> Checked<Number> {
@@ -175,10 +253,12 @@ pub fn tenant(
             last.cloned().unwrap_or_default()
         }
     };
+    let before = previous.and_then(|record| predecessor(last, &bundle, &record.before));
     TenantRecord {
         hash: DocHash::of(document),
         bundle,
         faults: admission.faults.finish(id),
+        before,
     }
 }
 

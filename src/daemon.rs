@@ -94,6 +94,9 @@ pub async fn run(
     match &opened {
         Opened::Kept => tracing::info!(dir = %config.replica.dir.display(), "replica opened"),
         Opened::New => tracing::info!(dir = %config.replica.dir.display(), "replica begun"),
+        Opened::ReadOnly { why } => {
+            tracing::error!(dir = %config.replica.dir.display(), why, "replica opened, but it cannot be written: answers go on from the rows that are there and grow old; make room or make it writable again");
+        }
         Opened::SetAside { to, why } => {
             tracing::error!(to = %to.display(), why, "the replica was set aside and a new one begun; everything is copied from Postgres");
         }

@@ -21,7 +21,9 @@ use crate::health::{FeedState, Health, Staleness, since_boot};
 use crate::metrics::{Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
-use crate::replica::{Applied, Incoming, Replica, ReplicaError, Size, Terms, View};
+use crate::replica::{
+    Applied, Hand, InHand, Incoming, Key, Replica, ReplicaError, Size, Terms, Version, View,
+};
 use crate::resolve;
 use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
 use crate::seal::{Keyring, KeyringError};
@@ -29,6 +31,8 @@ use crate::source::ReadThrough;
 
 /// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
 const TRIES: usize = 3;
+/// Between two tries to read from a disk that fails.
+const BREATH: Duration = Duration::from_millis(1);
 
 /// An answer's configuration and its age.
 #[derive(Debug, Clone)]
@@ -104,6 +108,9 @@ impl Engine {
     /// # Errors
     /// [`ReplicaError::Storage`] when the replica cannot be read.
     pub fn new(parts: Parts) -> Result<Self, ReplicaError> {
+        if let Err(err) = parts.replica.set_convicted_aside() {
+            tracing::error!(error = %err, "rows that the process died on cannot be set aside");
+        }
         if parts.replica.is_complete()? {
             parts.health.set_synced();
             parts.metrics.synced.set(1);
@@ -160,7 +167,18 @@ impl Engine {
         }
     }
 
+    /// A read that a failing disk spoiled is done again, for the replica is opened anew then.
     fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+        for _ in 0..TRIES {
+            match self.local_once(number) {
+                Err(Refusal::Unreadable) => std::thread::sleep(BREATH),
+                found => return found,
+            }
+        }
+        self.local_once(number)
+    }
+
+    fn local_once(&self, number: &E164) -> Result<Profile, Refusal> {
         if let Some((number, tenant)) = self.cache.get(number) {
             return Ok(Profile::new(number, tenant));
         }
@@ -317,7 +335,7 @@ impl Engine {
         terms: &Terms,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (applied, cursor) = self.replica.apply(incoming, terms, |applied| {
+        let applied = self.replica.apply(incoming, terms, |applied| {
             let touched = if applied.everything {
                 Touched::All
             } else {
@@ -327,13 +345,16 @@ impl Engine {
                 }
             };
             self.cache.step(&touched);
-        })?;
+        });
+        // A commit that failed may be on disk all the same: the next one would find nothing to change.
+        let (applied, cursor) = applied.inspect_err(|_| self.cache.forget_all())?;
         self.health.set_synced();
         self.metrics.synced.set(1);
         for (number, faults) in &applied.faults {
             self.health.quarantine_number(number, faults.clone());
         }
-        self.judge_tenants(applied.tenants.iter().copied());
+        self.judge_tenants(applied.tenants.iter().copied(), Hand::Applying);
+        self.replica.survived(terms.tries_suspects);
         self.tell_size();
         Ok((applied, cursor))
     }
@@ -348,7 +369,12 @@ impl Engine {
     }
 
     /// A pull that was sent at this time since boot proved level.
+    ///
+    /// While a row waits to be tried again, what this node answers is older than that.
     pub fn proven_level(&self, sent: Duration) {
+        if !self.replica.on_trial().is_empty() {
+            return;
+        }
         self.health.proven_level(sent);
         if let Err(err) = self.replica.stamp_level(sent) {
             tracing::debug!(error = %err, "the proof of level cannot be written; after a restart this node looks older than it is");
@@ -390,7 +416,7 @@ impl Engine {
         self.keyring.store(Arc::new(keyring));
         self.cache.forget_all();
         if let Ok(ids) = self.replica.view().and_then(|view| view.tenant_ids()) {
-            self.judge_tenants(ids);
+            self.judge_tenants(ids, Hand::Applying);
         }
         Ok(status)
     }
@@ -412,23 +438,36 @@ impl Engine {
             view.tenant_ids()
         });
         match told {
-            Ok(ids) => self.judge_tenants(ids),
+            Ok(ids) => self.judge_tenants(ids, Hand::Judging),
             Err(err) => tracing::error!(error = %err, "quarantined rows cannot be told"),
         }
         self.tell_size();
     }
 
     /// What is wrong with the rows of these tenants, credentials that do not open included.
-    fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>) {
+    fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>, hand: Hand) {
         let Ok(view) = self.replica.view() else {
             return;
         };
+        let mut ids: Vec<Uuid> = ids.into_iter().collect();
+        let on_trial = self.replica.on_trial();
+        ids.sort_by_key(|id| on_trial.contains(&Key::Tenant(*id)));
+        let names_each = self.replica.names_each(hand, ids.len());
+        self.replica.take_in_hand(hand, InHand::Rows);
         for id in ids {
             let faults = match view.tenant(id) {
-                Ok(Some(record)) => match self.resolve_tenant(&record) {
-                    Ok(profile) => profile.faults,
-                    Err(_) => record.faults,
-                },
+                Ok(Some(record)) => {
+                    let key = Key::Tenant(id);
+                    if names_each || on_trial.contains(&key) {
+                        let hash = record.hash;
+                        self.replica
+                            .take_in_hand(hand, InHand::Row(Version { key, hash }));
+                    }
+                    match self.resolve_tenant(&record) {
+                        Ok(profile) => profile.faults,
+                        Err(_) => record.faults,
+                    }
+                }
                 Ok(None) => Vec::new(),
                 Err(err) => vec![Fault {
                     table: Table::Tenants,
@@ -440,6 +479,7 @@ impl Engine {
             };
             self.health.quarantine_tenant(id, faults);
         }
+        self.replica.take_in_hand(hand, InHand::Nothing);
         let mut counts: HashMap<(Table, Reason), i64> = HashMap::new();
         self.health.each_quarantined(|fault| {
             let count = counts.entry((fault.table, fault.reason)).or_default();

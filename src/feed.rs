@@ -55,6 +55,7 @@ const KEEP_CURSOR_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 /// Level again within five seconds of healing: the wait, then connecting and comparing.
 const BACKOFF_MOST: Duration = Duration::from_secs(3);
+const BACKOFF_DISK: Duration = Duration::from_secs(1);
 /// A session that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 /// A session that dies sooner after LISTEN than this, so often in a row, goes on without LISTEN.
@@ -229,6 +230,10 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         }
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
+        }
+        if let FeedError::Replica(_) = err {
+            // Postgres is there; it is the disk that is waited for.
+            backoff = backoff.min(BACKOFF_DISK);
         }
         feed.health.enter(FeedState::Backoff);
         // Full jitter: after a restart of Postgres the nodes do not come back all at once.
@@ -490,12 +495,35 @@ impl Feed {
             return Err(FeedError::Promoted);
         }
         let applied = self.digest_pull(link, state, pulled, asked).await?;
+        self.try_suspects(link, state).await?;
         self.metrics.pulls.inc(cause);
         self.metrics
             .pull_duration
             .observe(cause, began.elapsed().as_secs_f64());
         self.enter_level(state);
         Ok(applied)
+    }
+
+    /// Rows that an earlier process died on are tried once more when everything else is applied.
+    async fn try_suspects(&mut self, link: &Link, state: &mut State) -> Result<(), FeedError> {
+        let keys: BTreeSet<Key> = self
+            .engine
+            .replica()
+            .on_trial()
+            .into_iter()
+            .map(|key| match key {
+                replica::Key::Tenant(id) => Key::Tenant(id),
+                replica::Key::Number(number) => Key::Number(number),
+            })
+            .collect();
+        if !keys.is_empty() {
+            tracing::warn!(
+                rows = keys.len(),
+                "an earlier process ended with these rows in hand; trying them again"
+            );
+            self.load(link, state, keys, true).await?;
+        }
+        Ok(())
     }
 
     /// To be called before rows are read: when they were asked for, and up to when they will be level with the primary.
@@ -575,7 +603,7 @@ impl Feed {
                 self.applied(state, cursor, &applied, &pulled.changed, asked);
                 applied
             }
-            Step::Load(keys) => self.load(link, state, keys).await?,
+            Step::Load(keys) => self.load(link, state, keys, false).await?,
             Step::Compare(why) => return Ok(self.compare(link, state, Some(why)).await?.0),
         };
         self.prove(state, asked);
@@ -609,6 +637,7 @@ impl Feed {
         link: &Link,
         state: &mut State,
         keys: BTreeSet<Key>,
+        tries_suspects: bool,
     ) -> Result<Applied, FeedError> {
         let asked = self.ask(link, state).await?;
         let header = self.in_time(link.rows().begin()).await?;
@@ -629,7 +658,15 @@ impl Feed {
         let next = self.cursor_at(&header, state);
         let load = load_of(&cover);
         let (applied, cursor) = self
-            .stream(link, load, self.terms(cover, state.accept), next)
+            .stream(
+                link,
+                load,
+                Terms {
+                    tries_suspects,
+                    ..self.terms(cover, state.accept)
+                },
+                next,
+            )
             .await?;
         self.applied(state, cursor, &applied, &changed, asked);
         self.prove(state, asked);
@@ -794,6 +831,7 @@ impl Feed {
             hold_percent: self.config.hold_if_lost_percent,
             accept_loss,
             settles_held: false,
+            tries_suspects: false,
         }
     }
 
@@ -875,7 +913,7 @@ impl Feed {
             Scope::Number(number) => {
                 let mut keys = BTreeSet::from([Key::Number(number.to_string())]);
                 keys.extend(self.tenant_of(number.as_str())?.map(Key::Tenant));
-                add(&mut sum, &self.load(link, state, keys).await?);
+                add(&mut sum, &self.load(link, state, keys, false).await?);
             }
             Scope::Tenant(name) => {
                 let here = Uuid::parse_str(name).ok().filter(|id| {
@@ -894,6 +932,7 @@ impl Feed {
                             link,
                             state,
                             BTreeSet::from([Key::Tenant(id), Key::NumbersOf(id)]),
+                            false,
                         )
                         .await?,
                 );

@@ -7,12 +7,9 @@
 //! Tables: `numbers` e164 → tenant ‖ sealed [`NumberRecord`]; `tenants` id → sealed [`TenantRecord`]; `index`
 //! tenant ‖ e164 → hash, for comparisons; `faulty` e164 of quarantined numbers; `meta` format, wrapped data key, cursor.
 
-mod stamp;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,18 +17,18 @@ use std::time::Duration;
 use aws_lc_rs::digest;
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, ReadableTableMetadata, StorageError,
-    TableDefinition,
+    TableDefinition, WriteTransaction,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
 use crate::admit::{self, AdmissionLimits};
-use crate::change::{self, Cursor};
+use crate::change::Cursor;
 use crate::number::E164;
-use crate::row::{DocHash, Fault, NumberRecord, Reason, Table, TenantRecord};
+use crate::row::{DocHash, Fault, NumberRecord, TenantRecord};
 use crate::seal::{DataKey, Keyring, WrappedKey};
-use crate::source::{Row, TenantDigest};
+use crate::source::Row;
 
 const NUMBERS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("numbers");
 const TENANTS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("tenants");
@@ -41,10 +38,6 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 
 /// Raised when what stands in the file is read in another way.
 const FORMAT: u32 = 1;
-/// Pages kept in memory by the storage engine; profiles have a cache of their own.
-const PAGE_CACHE: usize = 32 << 20;
-/// Damaged files kept for whoever wants to know why.
-const KEPT_ASIDE: usize = 2;
 
 /// Why the replica cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +67,24 @@ pub enum ReplicaError {
         found: u32,
     },
     /// The directory or file cannot be read or written.
-    #[error("replica {path}: cannot be opened")]
+    #[error(
+        "replica {path}: cannot be opened; make room on the disk, and make the directory and its files this user's and writable"
+    )]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// Nothing can be written.
+    #[error(
+        "replica {path}: cannot be written ({what}); answers go on from the rows that are there; make room on the disk or make it writable again, and changes are applied within seconds"
+    )]
+    Closed {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
     },
     /// The storage engine failed.
     #[error("replica: {doing}: {what}")]
@@ -121,11 +126,32 @@ macro_rules! tried {
     };
 }
 
+mod compare;
+mod directory;
+mod disk;
+mod stamp;
+mod store;
+mod suspect;
+mod writer;
+
+pub use compare::{Comparison, Hashes};
+pub use directory::in_use;
+use directory::{lock_directory, safe_directory, set_aside};
+use store::{NotOpen, Open, Store};
+use suspect::Marker;
+pub(crate) use suspect::{Hand, InHand, Version};
+use writer::Writer;
+
 /// What happened while opening, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Opened {
     /// As it was left.
     Kept,
+    /// As it was left, and nothing can be written.
+    ReadOnly {
+        /// Why.
+        why: String,
+    },
     /// There was none.
     New,
     /// Damaged or sealed with unknown keys: set aside, and a new one begun.
@@ -163,6 +189,8 @@ pub struct Terms {
     pub accept_loss: bool,
     /// The batch compares everything: what was held before and is not a loss any more is held no longer.
     pub settles_held: bool,
+    /// Rows that an earlier process had in hand when it died are tried again, not held.
+    pub tries_suspects: bool,
 }
 
 /// A loss that was not applied.
@@ -199,8 +227,9 @@ pub struct Applied {
     pub differences: Vec<(Key, What)>,
 }
 
-/// What differed.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Which row.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Key {
     /// A tenant's rows.
     Tenant(Uuid),
@@ -258,17 +287,17 @@ pub struct FoundNumber {
 
 /// Rows and cursor on disk.
 pub struct Replica {
-    db: Database,
+    store: Store,
     key: DataKey,
     stamp: stamp::StampFile,
-    file: PathBuf,
+    marker: Marker,
     _lock: File,
 }
 
 impl std::fmt::Debug for Replica {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Replica")
-            .field("file", &self.file)
+            .field("file", &self.store.path())
             .finish_non_exhaustive()
     }
 }
@@ -283,124 +312,113 @@ impl Replica {
         safe_directory(dir)?;
         let lock = lock_directory(dir)?;
         let file = dir.join("replica.redb");
-        let existed = file.exists();
         let open = |err| ReplicaError::Open {
             path: file.clone(),
             source: err,
         };
         let stamp = stamp::StampFile::open(&dir.join("level")).map_err(open)?;
-        let why = match Self::try_open(&file, keyring)? {
-            Ok((db, key)) => {
-                let opened = if existed { Opened::Kept } else { Opened::New };
-                return Ok((
-                    Self {
-                        db,
-                        key,
-                        stamp,
-                        file,
-                        _lock: lock,
-                    },
-                    opened,
-                ));
+        let marker = Marker::open(&dir.join("in-hand"));
+        let begin = || Self::begin(&file, keyring);
+        let ((store, key), opened) = if file.exists() {
+            match Self::try_open(&file, keyring)? {
+                Ok((store, key, None)) => ((store, key), Opened::Kept),
+                Ok((store, key, Some(why))) => ((store, key), Opened::ReadOnly { why }),
+                Err(why) => {
+                    let to = set_aside(&file).map_err(open)?;
+                    (begin()?, Opened::SetAside { to, why })
+                }
             }
-            Err(why) => why,
+        } else {
+            (begin()?, Opened::New)
         };
-        let to = set_aside(&file).map_err(open)?;
-        match Self::try_open(&file, keyring)? {
-            Ok((db, key)) => Ok((
-                Self {
-                    db,
-                    key,
-                    stamp,
-                    file,
-                    _lock: lock,
-                },
-                Opened::SetAside { to, why },
-            )),
-            Err(why) => Err(ReplicaError::Storage {
-                doing: "beginning a new file",
-                what: why,
-            }),
-        }
+        let replica = Self {
+            store: Store::new(file, store),
+            key,
+            stamp,
+            marker,
+            _lock: lock,
+        };
+        Ok((replica, opened))
     }
 
-    /// The outer error stops the daemon, the inner one says why the file is of no use.
+    /// A new file. It gets its name when it is whole: what a death leaves half made is begun again.
+    fn begin(file: &Path, keyring: &Keyring) -> Result<(Open, DataKey), ReplicaError> {
+        let open = |source| ReplicaError::Open {
+            path: file.to_path_buf(),
+            source,
+        };
+        let half = file.with_extension("begun");
+        match std::fs::remove_file(&half) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(open(err)),
+            _ => {}
+        }
+        let begun = Open::writable(&half, false).map_err(OpenFailure::from);
+        let begun = begun.and_then(|store| {
+            let key = Self::prepare(&store.db, keyring)?;
+            Ok((store, key))
+        });
+        let (store, key) = match begun {
+            Ok(begun) => begun,
+            Err(failure) => return Err(failure.into_error(file)),
+        };
+        std::fs::rename(&half, file).map_err(open)?;
+        if let Some(dir) = file.parent() {
+            File::open(dir)
+                .and_then(|dir| dir.sync_all())
+                .map_err(open)?;
+        }
+        Ok((store, key))
+    }
+
+    /// The outer error stops the daemon, the inner one says why the file is of no use. With the file and its key, why
+    /// nothing can be written to it.
+    #[allow(clippy::type_complexity)]
     fn try_open(
         file: &Path,
         keyring: &Keyring,
-    ) -> Result<Result<(Database, DataKey), String>, ReplicaError> {
-        // The engine may panic on a damaged file that its checks do not catch.
-        let tried = catch_unwind(AssertUnwindSafe(|| {
-            let db = Database::builder()
-                .set_cache_size(PAGE_CACHE)
-                .set_check_integrity_on_open(true)
-                .create(file)
-                .map_err(OpenFailure::Database)?;
-            let key = Self::prepare(&db, file, keyring)?;
-            Ok((db, key))
-        }));
-        let failure = match tried {
-            Ok(Ok(opened)) => return Ok(Ok(opened)),
-            Ok(Err(failure)) => failure,
-            Err(_) => return Ok(Err("the storage engine panicked on it".to_owned())),
-        };
-        let path = || file.to_path_buf();
-        match failure {
-            OpenFailure::Database(DatabaseError::DatabaseAlreadyOpen) => {
-                Err(ReplicaError::InUse { path: path() })
-            }
-            OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err)))
+    ) -> Result<Result<(Open, DataKey, Option<String>), String>, ReplicaError> {
+        let mut closed = None;
+        let opened = Open::writable(file, true).or_else(|failure| match failure {
+            NotOpen::Database(DatabaseError::Storage(StorageError::Io(err)))
                 if !is_damage(&err) =>
             {
-                Err(ReplicaError::Open {
-                    path: path(),
-                    source: err,
-                })
+                closed = Some(err.to_string());
+                Open::read_only(file, true, err.to_string())
             }
-            OpenFailure::Database(err) => Ok(Err(err.to_string())),
-            OpenFailure::Replica(err @ ReplicaError::Format { .. }) => Err(err),
-            OpenFailure::Replica(err) => Ok(Err(err.to_string())),
-            OpenFailure::Keys => Ok(Err(
-                "it is sealed with keys that the keyring no longer has".to_owned()
-            )),
+            failure => Err(failure),
+        });
+        let tried = opened.map_err(OpenFailure::from).and_then(|store| {
+            let read = || Self::read_key(&store.db, file, keyring);
+            let key = catch_unwind(AssertUnwindSafe(read)).map_err(|_| OpenFailure::Panicked)??;
+            Ok((store, key, closed))
+        });
+        match tried {
+            Ok(opened) => Ok(Ok(opened)),
+            Err(OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err))))
+                if !is_damage(&err) =>
+            {
+                Err(
+                    OpenFailure::Database(DatabaseError::Storage(StorageError::Io(err)))
+                        .into_error(file),
+                )
+            }
+            Err(OpenFailure::Replica(err @ ReplicaError::Format { .. })) => Err(err),
+            Err(failure) => Ok(Err(failure.why())),
         }
     }
 
-    /// Format and data key, made for a new file.
-    fn prepare(db: &Database, file: &Path, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
+    /// Tables, format and data key of a new file.
+    fn prepare(db: &Database, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
         let txn = tried!("preparing", db.begin_write())?;
-        let key = {
+        let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
+        {
             let mut meta = tried!("preparing", txn.open_table(META))?;
-            let format =
-                tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
-            match format {
-                None => {
-                    let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
-                    tried!(
-                        "preparing",
-                        meta.insert("format", FORMAT.to_le_bytes().as_slice())
-                    )?;
-                    write_keys(&mut meta, &key, keyring)?;
-                    key
-                }
-                Some(bytes) => {
-                    let found = bytes.try_into().map(u32::from_le_bytes).unwrap_or(u32::MAX);
-                    if found != FORMAT {
-                        return Err(ReplicaError::Format {
-                            path: file.to_path_buf(),
-                            found,
-                        }
-                        .into());
-                    }
-                    let wrapped = tried!("reading the data key", meta.get("keys"))?
-                        .map(|v| v.value().to_vec());
-                    let wrapped: Vec<WrappedKey> = wrapped
-                        .and_then(|json| serde_json::from_slice(&json).ok())
-                        .unwrap_or_default();
-                    DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)?
-                }
-            }
-        };
+            tried!(
+                "preparing",
+                meta.insert("format", FORMAT.to_le_bytes().as_slice())
+            )?;
+            write_keys(&mut meta, &key, keyring)?;
+        }
         for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
             tried!("preparing", txn.open_table(table))?;
         }
@@ -408,17 +426,43 @@ impl Replica {
         Ok(key)
     }
 
+    /// The data key of a file of our format.
+    fn read_key(db: &Database, file: &Path, keyring: &Keyring) -> Result<DataKey, OpenFailure> {
+        let txn = tried!("reading the format", db.begin_read())?;
+        let meta = tried!("reading the format", txn.open_table(META))?;
+        let format = tried!("reading the format", meta.get("format"))?.map(|v| v.value().to_vec());
+        let found = format
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(u32::MAX, u32::from_le_bytes);
+        if found != FORMAT {
+            return Err(ReplicaError::Format {
+                path: file.to_path_buf(),
+                found,
+            }
+            .into());
+        }
+        let wrapped = tried!("reading the data key", meta.get("keys"))?.map(|v| v.value().to_vec());
+        let wrapped: Vec<WrappedKey> = wrapped
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .unwrap_or_default();
+        for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
+            tried!("opening the tables", txn.open_table(table))?;
+        }
+        DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)
+    }
+
     /// Wraps the data key under the keys of another keyring, so that any of them opens the replica from now on.
     ///
     /// # Errors
     /// [`ReplicaError`] when it cannot be written; then the old keys still open it.
     pub fn rewrap(&self, keyring: &Keyring) -> Result<(), ReplicaError> {
-        let txn = tried!("changing keys", self.db.begin_write())?;
-        {
-            let mut meta = tried!("changing keys", txn.open_table(META))?;
-            write_keys(&mut meta, &self.key, keyring)?;
-        }
-        tried!("changing keys", txn.commit())
+        self.store.write(|txn| {
+            {
+                let mut meta = tried!("changing keys", txn.open_table(META))?;
+                write_keys(&mut meta, &self.key, keyring)?;
+            }
+            tried!("changing keys", txn.commit())
+        })
     }
 
     /// The cursor of the last batch; `None` before the first complete copy.
@@ -426,7 +470,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`]. A cursor that cannot be read counts as none.
     pub fn cursor(&self) -> Result<Option<Cursor>, ReplicaError> {
-        let txn = tried!("reading the cursor", self.db.begin_read())?;
+        let txn = self.store.read()?;
         let meta = tried!("reading the cursor", txn.open_table(META))?;
         let cursor = tried!("reading the cursor", meta.get("cursor"))?;
         Ok(cursor.and_then(|json| serde_json::from_slice(json.value()).ok()))
@@ -437,7 +481,7 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn is_complete(&self) -> Result<bool, ReplicaError> {
-        let txn = tried!("reading the cursor", self.db.begin_read())?;
+        let txn = self.store.read()?;
         let meta = tried!("reading the cursor", txn.open_table(META))?;
         Ok(tried!("reading the cursor", meta.get("cursor"))?.is_some())
     }
@@ -447,12 +491,13 @@ impl Replica {
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn keep_cursor(&self, cursor: &Cursor) -> Result<(), ReplicaError> {
-        let txn = tried!("keeping the cursor", self.db.begin_write())?;
-        {
-            let mut meta = tried!("keeping the cursor", txn.open_table(META))?;
-            write_cursor(&mut meta, cursor)?;
-        }
-        tried!("keeping the cursor", txn.commit())
+        self.store.write(|txn| {
+            {
+                let mut meta = tried!("keeping the cursor", txn.open_table(META))?;
+                write_cursor(&mut meta, cursor)?;
+            }
+            tried!("keeping the cursor", txn.commit())
+        })
     }
 
     /// Level was proved at this time since boot.
@@ -469,12 +514,98 @@ impl Replica {
         self.stamp.age()
     }
 
+    /// Work on a row that may be deadly: the next process knows it if this one dies.
+    pub(crate) fn take_in_hand(&self, hand: Hand, what: InHand) {
+        self.marker.take(hand, what);
+    }
+
+    /// Whether each of so many rows is to be taken in hand by itself.
+    pub(crate) fn names_each(&self, hand: Hand, rows: usize) -> bool {
+        self.marker.names_each(hand, rows)
+    }
+
+    /// Rows that an earlier process had in hand when it died, and that are to be tried once more.
+    #[must_use]
+    pub fn on_trial(&self) -> Vec<Key> {
+        self.marker
+            .on_trial()
+            .into_iter()
+            .map(|row| row.key)
+            .collect()
+    }
+
+    /// A batch is in force and what is made of it too; `tried`: with the rows on trial.
+    pub(crate) fn survived(&self, tried: bool) {
+        self.marker.done(tried);
+    }
+
+    /// Puts the predecessors of rows in force that processes died on again and again.
+    ///
+    /// # Errors
+    /// [`ReplicaError`]; then nothing was changed.
+    pub(crate) fn set_convicted_aside(&self) -> Result<(), ReplicaError> {
+        let convicted = self.marker.convicted();
+        if convicted.is_empty() {
+            return Ok(());
+        }
+        let view = self.view()?;
+        self.store
+            .write(|txn| self.write_aside(&view, txn, convicted))
+    }
+
+    fn write_aside(
+        &self,
+        view: &View<'_>,
+        txn: WriteTransaction,
+        convicted: Vec<Version>,
+    ) -> Result<(), ReplicaError> {
+        for Version { key, hash } in convicted {
+            match key {
+                Key::Tenant(id) => {
+                    let was = view
+                        .tenant(id)
+                        .ok()
+                        .flatten()
+                        .filter(|was| was.hash == hash);
+                    let Some(was) = was else { continue };
+                    let record = admit::tenant_set_aside(id, hash, Some(&was));
+                    let sealed = seal(&self.key, &tenant_aad(id), &record)?;
+                    let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
+                    tried!(
+                        "setting a row aside",
+                        tenants.insert(id.as_bytes().as_slice(), sealed.as_slice())
+                    )?;
+                }
+                Key::Number(e164) => {
+                    let was = view.number(&e164).ok().flatten();
+                    let Some(was) = was.filter(|was| was.record.hash == hash) else {
+                        continue;
+                    };
+                    let record = admit::number_set_aside(&e164, hash, Some(&was.record));
+                    let mut value = was.tenant.as_bytes().to_vec();
+                    value.extend(seal(&self.key, &number_aad(was.tenant, &e164), &record)?);
+                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    tried!(
+                        "setting a row aside",
+                        numbers.insert(e164.as_bytes(), value.as_slice())
+                    )?;
+                    let mut faulty = tried!("setting a row aside", txn.open_table(FAULTY))?;
+                    tried!(
+                        "setting a row aside",
+                        faulty.insert(e164.as_bytes(), [].as_slice())
+                    )?;
+                }
+            }
+        }
+        tried!("setting a row aside", txn.commit())
+    }
+
     /// A moment of the replica: everything read through it is of one commit.
     ///
     /// # Errors
     /// [`ReplicaError::Storage`].
     pub fn view(&self) -> Result<View<'_>, ReplicaError> {
-        let txn = tried!("reading", self.db.begin_read())?;
+        let txn = self.store.read()?;
         Ok(View {
             numbers: tried!("reading", txn.open_table(NUMBERS))?,
             tenants: tried!("reading", txn.open_table(TENANTS))?,
@@ -493,7 +624,7 @@ impl Replica {
         Ok(Size {
             tenants: tried!("counting", view.tenants.len())?,
             numbers: tried!("counting", view.numbers.len())?,
-            bytes: std::fs::metadata(&self.file).map_or(0, |file| file.len()),
+            bytes: std::fs::metadata(self.store.path()).map_or(0, |file| file.len()),
         })
     }
 
@@ -505,11 +636,27 @@ impl Replica {
     /// [`ReplicaError`]; then nothing was changed.
     pub fn apply(
         &self,
+        incoming: Incoming,
+        terms: &Terms,
+        around: impl FnMut(&Applied),
+    ) -> Result<(Applied, Cursor), ReplicaError> {
+        let done = self
+            .store
+            .write(|txn| self.write_batch(txn, incoming, terms, around));
+        if done.is_err() {
+            self.marker.take(Hand::Applying, InHand::Nothing);
+        }
+        done
+    }
+
+    fn write_batch(
+        &self,
+        txn: WriteTransaction,
         mut incoming: Incoming,
         terms: &Terms,
         mut around: impl FnMut(&Applied),
     ) -> Result<(Applied, Cursor), ReplicaError> {
-        let txn = tried!("writing", self.db.begin_write())?;
+        self.marker.take(Hand::Applying, InHand::Rows);
         let (applied, next) = {
             let mut writer = Writer {
                 numbers: tried!("writing", txn.open_table(NUMBERS))?,
@@ -517,6 +664,8 @@ impl Replica {
                 index: tried!("writing", txn.open_table(INDEX))?,
                 faulty: tried!("writing", txn.open_table(FAULTY))?,
                 key: &self.key,
+                marker: &self.marker,
+                names_each: false,
                 terms,
                 applied: Applied::default(),
                 group: None,
@@ -530,7 +679,7 @@ impl Replica {
                 tried!("counting", writer.numbers.len())?,
             );
             while let Some(rows) = incoming.rows.blocking_recv() {
-                rows.into_iter().try_for_each(|row| writer.take(row))?;
+                writer.chunk(rows)?;
             }
             let mut next = incoming
                 .next
@@ -542,6 +691,7 @@ impl Replica {
             write_cursor(&mut meta, &next)?;
             (applied, next)
         };
+        self.marker.take(Hand::Applying, InHand::Nothing);
         around(&applied);
         let committed = tried!("committing", txn.commit());
         around(&applied);
@@ -696,434 +846,6 @@ impl View<'_> {
     }
 }
 
-/// What is compared of a tenant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hashes {
-    /// Of the tenant's document; `None` where there is none, or it no longer opens.
-    pub rows: Option<DocHash>,
-    /// How many numbers it has.
-    pub count: u64,
-    /// Of the hashes of its numbers, in their byte order.
-    pub numbers: DocHash,
-}
-
-/// The tenants and tenants' numbers that differ, from the hashes of both sides.
-#[derive(Debug, Default)]
-pub struct Comparison {
-    here: BTreeMap<Uuid, Hashes>,
-    seen_rows: BTreeSet<Uuid>,
-    seen_numbers: BTreeSet<Uuid>,
-    /// What differs.
-    pub cover: Cover,
-    /// Tenants compared.
-    pub tenants: u64,
-    /// Numbers compared.
-    pub numbers: u64,
-    /// Whether any tenant of Postgres is known here.
-    pub common: bool,
-}
-
-impl Comparison {
-    /// Begins with what is here.
-    #[must_use]
-    pub fn new(here: BTreeMap<Uuid, Hashes>) -> Self {
-        Self {
-            here,
-            ..Self::default()
-        }
-    }
-
-    /// Takes one hash of Postgres.
-    pub fn take(&mut self, id: Uuid, digest: TenantDigest) {
-        let here = self.here.get(&id);
-        match digest {
-            TenantDigest::Rows(hash) => {
-                self.tenants = self.tenants.saturating_add(1);
-                self.seen_rows.insert(id);
-                self.common |= here.is_some();
-                if here.and_then(|here| here.rows) != Some(hash) {
-                    self.cover.tenants.insert(id);
-                }
-            }
-            TenantDigest::Numbers { count, hash } => {
-                self.numbers = self.numbers.saturating_add(count);
-                self.seen_numbers.insert(id);
-                if here.is_none_or(|here| (here.count, here.numbers) != (count, hash)) {
-                    self.cover.numbers_of.insert(id);
-                }
-            }
-        }
-    }
-
-    /// Adds what is here and not in Postgres.
-    #[must_use]
-    pub fn finish(mut self) -> Self {
-        for (id, here) in &self.here {
-            if !self.seen_rows.contains(id) && here.rows.is_some() {
-                self.cover.tenants.insert(*id);
-            }
-            if !self.seen_numbers.contains(id) && here.count > 0 {
-                self.cover.numbers_of.insert(*id);
-            }
-        }
-        self.common |= self.here.is_empty();
-        self
-    }
-}
-
-type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
-
-/// One batch being written.
-struct Writer<'t, 'r> {
-    numbers: WriteTable<'t>,
-    tenants: WriteTable<'t>,
-    index: WriteTable<'t>,
-    faulty: WriteTable<'t>,
-    key: &'r DataKey,
-    terms: &'r Terms,
-    applied: Applied,
-    /// The tenant whose numbers come now, and those that came.
-    group: Option<(Uuid, BTreeSet<String>)>,
-    finished: BTreeSet<Uuid>,
-    seen_tenants: BTreeSet<Uuid>,
-    seen_numbers: BTreeSet<String>,
-    /// Numbers that are to go, with the tenant they must still belong to then.
-    gone: BTreeSet<(Option<Uuid>, String)>,
-}
-
-impl Writer<'_, '_> {
-    fn take(&mut self, row: Row) -> Result<(), ReplicaError> {
-        self.applied.read = self.applied.read.saturating_add(1);
-        match row {
-            Row::Tenant { id, document } => self.tenant(id, &document),
-            Row::Number {
-                tenant,
-                e164,
-                document,
-            } => self.number(tenant, &e164, &document),
-        }
-    }
-
-    fn tenant(&mut self, id: Uuid, document: &str) -> Result<(), ReplicaError> {
-        if self.terms.cover.tenants.contains(&id) {
-            self.seen_tenants.insert(id);
-        }
-        let was = match tried!(
-            "reading a tenant",
-            self.tenants.get(id.as_bytes().as_slice())
-        )? {
-            Some(value) => Some(open_tenant(self.key, id, value.value())),
-            None => None,
-        };
-        if let Some(Ok(was)) = &was
-            && was.hash == DocHash::of(document)
-        {
-            return Ok(());
-        }
-        let what = if was.is_some() {
-            What::Different
-        } else {
-            What::Missing
-        };
-        let was = was.and_then(Result::ok);
-        let limits = &self.terms.limits;
-        let record = unpanicked(|| admit::tenant(id, document, was.as_ref(), limits))
-            .unwrap_or_else(|| TenantRecord {
-                hash: DocHash::of(document),
-                bundle: was
-                    .as_ref()
-                    .map(|was| was.bundle.clone())
-                    .unwrap_or_default(),
-                faults: vec![poison(Table::Tenants, id.to_string(), was.is_some())],
-            });
-        let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self
-            .key
-            .seal(&tenant_aad(id), &json)
-            .map_err(|_| ReplicaError::Seal)?;
-        tried!(
-            "writing a tenant",
-            self.tenants
-                .insert(id.as_bytes().as_slice(), sealed.as_slice())
-        )?;
-        self.applied.tenants.insert(id);
-        self.wrote(Key::Tenant(id), what, None);
-        Ok(())
-    }
-
-    fn number(&mut self, tenant: Uuid, e164: &str, document: &str) -> Result<(), ReplicaError> {
-        self.saw_number(tenant, e164)?;
-        let hash = DocHash::of(document);
-        let was = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
-            Some(value) => Some(open_number(self.key, e164, value.value())),
-            None => None,
-        };
-        if let Some(Ok(was)) = &was
-            && was.tenant == tenant
-            && was.record.hash == hash
-        {
-            return Ok(());
-        }
-        let what = if was.is_some() {
-            What::Different
-        } else {
-            What::Missing
-        };
-        // Last good is of the same key: a number that moved to another tenant does not take its old row along.
-        let was_good = was.and_then(Result::ok);
-        if let Some(was) = &was_good
-            && was.tenant != tenant
-        {
-            tried!(
-                "writing a number",
-                self.index.remove(index_key(was.tenant, e164).as_slice())
-            )?;
-        }
-        let previous = was_good
-            .as_ref()
-            .filter(|was| was.tenant == tenant)
-            .map(|was| &was.record);
-        let record = unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| {
-            NumberRecord {
-                hash,
-                row: previous.and_then(|was| was.row.clone()),
-                faults: vec![poison(
-                    Table::TenantPhoneNumbers,
-                    e164.to_owned(),
-                    previous.is_some(),
-                )],
-            }
-        });
-        let json = serde_json::to_vec(&record).map_err(|_| ReplicaError::Seal)?;
-        let sealed = self
-            .key
-            .seal(&number_aad(tenant, e164), &json)
-            .map_err(|_| ReplicaError::Seal)?;
-        let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
-        value.extend_from_slice(tenant.as_bytes());
-        value.extend_from_slice(&sealed);
-        tried!(
-            "writing a number",
-            self.numbers.insert(e164.as_bytes(), value.as_slice())
-        )?;
-        tried!(
-            "writing a number",
-            self.index
-                .insert(index_key(tenant, e164).as_slice(), hash.0.as_slice())
-        )?;
-        self.faults(e164, record.faults)?;
-        self.changed_number(e164);
-        self.wrote(Key::Number(e164.to_owned()), what, Some(tenant));
-        Ok(())
-    }
-
-    /// Keeps account of which numbers of a tenant came, tenant by tenant.
-    fn saw_number(&mut self, tenant: Uuid, e164: &str) -> Result<(), ReplicaError> {
-        if self.terms.cover.numbers.contains(e164) {
-            self.seen_numbers.insert(e164.to_owned());
-        }
-        match &mut self.group {
-            Some((of, seen)) if *of == tenant => {
-                seen.insert(e164.to_owned());
-            }
-            _ => {
-                self.close_group()?;
-                if self.terms.cover.numbers_of.contains(&tenant) && !self.finished.contains(&tenant)
-                {
-                    self.group = Some((tenant, BTreeSet::from([e164.to_owned()])));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn close_group(&mut self) -> Result<(), ReplicaError> {
-        if let Some((tenant, seen)) = self.group.take() {
-            self.numbers_gone(tenant, &seen)?;
-            self.finished.insert(tenant);
-        }
-        Ok(())
-    }
-
-    /// Numbers of a tenant that are here and did not come.
-    fn numbers_gone(&mut self, tenant: Uuid, seen: &BTreeSet<String>) -> Result<(), ReplicaError> {
-        let first = index_key(tenant, "");
-        for entry in tried!("reading numbers", self.index.range(first.as_slice()..))? {
-            let (key, _) = tried!("reading numbers", entry)?;
-            match split_index(key.value()) {
-                Some((of, e164)) if of == tenant => {
-                    if !seen.contains(e164) {
-                        self.gone.insert((Some(tenant), e164.to_owned()));
-                    }
-                }
-                _ => break,
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(mut self, before: (u64, u64)) -> Result<Applied, ReplicaError> {
-        self.close_group()?;
-        let none = BTreeSet::new();
-        let cover = &self.terms.cover;
-        let mut gone_tenants = Vec::new();
-        for id in cover.tenants.difference(&self.seen_tenants.clone()) {
-            if tried!(
-                "reading a tenant",
-                self.tenants.get(id.as_bytes().as_slice())
-            )?
-            .is_some()
-            {
-                gone_tenants.push(*id);
-                // No number answers without its tenant; one that moved on belongs to another by now.
-                self.numbers_gone(*id, &none)?;
-            }
-        }
-        for id in cover.numbers_of.difference(&self.finished.clone()) {
-            self.numbers_gone(*id, &none)?;
-        }
-        for e164 in cover.numbers.difference(&self.seen_numbers.clone()) {
-            self.gone.insert((None, e164.clone()));
-        }
-        let gone = self.still_there()?;
-        let lost = (count(gone_tenants.len()), count(gone.len()));
-        let held = change::holds_loss(lost.0, before.0, self.terms.hold_percent)
-            || change::holds_loss(lost.1, before.1, self.terms.hold_percent);
-        if held && !self.terms.accept_loss {
-            self.applied.held = Some(HeldLoss {
-                tenants: lost.0,
-                numbers: lost.1,
-            });
-            return Ok(self.applied);
-        }
-        for (tenant, e164) in gone {
-            tried!("removing a number", self.numbers.remove(e164.as_bytes()))?;
-            tried!(
-                "removing a number",
-                self.index.remove(index_key(tenant, &e164).as_slice())
-            )?;
-            self.faults(&e164, Vec::new())?;
-            self.changed_number(&e164);
-            self.removed(Key::Number(e164), Some(tenant));
-        }
-        for id in gone_tenants {
-            tried!(
-                "removing a tenant",
-                self.tenants.remove(id.as_bytes().as_slice())
-            )?;
-            self.applied.tenants.insert(id);
-            self.removed(Key::Tenant(id), None);
-        }
-        Ok(self.applied)
-    }
-
-    /// The numbers that are to go and are here, under the tenant they are to go from.
-    fn still_there(&mut self) -> Result<BTreeSet<(Uuid, String)>, ReplicaError> {
-        let mut there = BTreeSet::new();
-        for (from, e164) in std::mem::take(&mut self.gone) {
-            let tenant = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
-                Some(value) => value
-                    .value()
-                    .get(..16)
-                    .and_then(|id| Uuid::from_slice(id).ok()),
-                None => None,
-            };
-            match (tenant, from) {
-                (Some(tenant), None) => {
-                    there.insert((tenant, e164));
-                }
-                (Some(tenant), Some(from)) if tenant == from => {
-                    there.insert((tenant, e164));
-                }
-                // It moved on: only its old place in the index goes.
-                (_, Some(from)) => {
-                    tried!(
-                        "removing a number",
-                        self.index.remove(index_key(from, &e164).as_slice())
-                    )?;
-                }
-                (None, None) => {}
-            }
-        }
-        Ok(there)
-    }
-
-    fn faults(&mut self, e164: &str, faults: Vec<Fault>) -> Result<(), ReplicaError> {
-        let was_faulty = tried!("reading faults", self.faulty.get(e164.as_bytes()))?.is_some();
-        if faults.is_empty() && !was_faulty {
-            return Ok(());
-        }
-        if faults.is_empty() {
-            tried!("writing faults", self.faulty.remove(e164.as_bytes()))?;
-        } else {
-            tried!(
-                "writing faults",
-                self.faulty.insert(e164.as_bytes(), [].as_slice())
-            )?;
-        }
-        self.applied
-            .faults
-            .extend(e164.parse().ok().map(|number| (number, faults)));
-        Ok(())
-    }
-
-    fn changed_number(&mut self, e164: &str) {
-        if self.applied.numbers.len() < NAMED {
-            self.applied.numbers.extend(e164.parse::<E164>().ok());
-        } else {
-            self.applied.everything = true;
-        }
-    }
-
-    fn wrote(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
-        self.applied.written = self.applied.written.saturating_add(1);
-        self.report(key, what, tenant);
-    }
-
-    fn removed(&mut self, key: Key, tenant: Option<Uuid>) {
-        self.applied.removed = self.applied.removed.saturating_add(1);
-        self.report(key, What::Surplus, tenant);
-    }
-
-    fn report(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
-        let told = &self.terms.told;
-        let was_told = match &key {
-            Key::Tenant(id) => told.tenants.contains(id),
-            Key::Number(e164) => {
-                told.numbers.contains(e164)
-                    || tenant.is_some_and(|id| told.numbers_of.contains(&id))
-            }
-        };
-        if !was_told {
-            self.applied.untold = self.applied.untold.saturating_add(1);
-        }
-        if self.applied.differences.len() < REPORTED {
-            self.applied.differences.push((key, what));
-        }
-    }
-}
-
-/// Poison stays in its row, even one that we do not foresee.
-fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(work)).ok()
-}
-
-fn poison(table: Table, key: String, last_good: bool) -> Fault {
-    let detail =
-        "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
-    Fault {
-        table,
-        key,
-        reason: Reason::Malformed,
-        detail,
-        last_good,
-    }
-}
-
-fn count(length: usize) -> u64 {
-    u64::try_from(length).unwrap_or(u64::MAX)
-}
-
 fn write_keys(
     meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
     key: &DataKey,
@@ -1143,6 +865,11 @@ fn write_cursor(
         what: err.to_string(),
     })?;
     tried!("writing the cursor", meta.insert("cursor", json.as_slice())).map(|_| ())
+}
+
+fn seal(key: &DataKey, aad: &[u8], record: &impl Serialize) -> Result<Vec<u8>, ReplicaError> {
+    let json = serde_json::to_vec(record).map_err(|_| ReplicaError::Seal)?;
+    key.seal(aad, &json).map_err(|_| ReplicaError::Seal)
 }
 
 fn number_aad(tenant: Uuid, e164: &str) -> Vec<u8> {
@@ -1189,13 +916,50 @@ fn open_tenant(key: &DataKey, id: Uuid, value: &[u8]) -> Result<TenantRecord, Re
 /// Why a file is not opened as it stands.
 enum OpenFailure {
     Database(DatabaseError),
+    Panicked,
     Replica(ReplicaError),
     Keys,
+}
+
+impl OpenFailure {
+    fn why(&self) -> String {
+        match self {
+            Self::Database(err) => err.to_string(),
+            Self::Panicked => "the storage engine panicked on it".to_owned(),
+            Self::Replica(err) => err.to_string(),
+            Self::Keys => "it is sealed with keys that the keyring no longer has".to_owned(),
+        }
+    }
+
+    fn into_error(self, file: &Path) -> ReplicaError {
+        match self {
+            Self::Replica(err) => err,
+            Self::Database(DatabaseError::Storage(StorageError::Io(source))) => {
+                ReplicaError::Open {
+                    path: file.to_path_buf(),
+                    source,
+                }
+            }
+            failure => ReplicaError::Storage {
+                doing: "opening the file",
+                what: failure.why(),
+            },
+        }
+    }
 }
 
 impl From<ReplicaError> for OpenFailure {
     fn from(err: ReplicaError) -> Self {
         Self::Replica(err)
+    }
+}
+
+impl From<NotOpen> for OpenFailure {
+    fn from(failure: NotOpen) -> Self {
+        match failure {
+            NotOpen::Database(err) => Self::Database(err),
+            NotOpen::Panicked => Self::Panicked,
+        }
     }
 }
 
@@ -1205,91 +969,4 @@ fn is_damage(err: &io::Error) -> bool {
         err.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
     )
-}
-
-/// Makes the directory, and refuses one that others can write or read.
-fn safe_directory(dir: &Path) -> Result<(), ReplicaError> {
-    let open = |source| ReplicaError::Open {
-        path: dir.to_path_buf(),
-        source,
-    };
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(open)?;
-    let found = std::fs::metadata(dir).map_err(open)?;
-    let not_safe = |what: String| ReplicaError::Unsafe {
-        path: dir.to_path_buf(),
-        what,
-    };
-    let me = rustix::process::geteuid().as_raw();
-    if found.uid() != me {
-        return Err(not_safe(format!(
-            "belongs to uid {}, not to this process's {me}",
-            found.uid()
-        )));
-    }
-    if found.permissions().mode() & 0o077 != 0 {
-        return Err(not_safe(format!(
-            "mode {:04o} lets others in",
-            found.permissions().mode() & 0o7777
-        )));
-    }
-    Ok(())
-}
-
-/// Whether a running daemon holds the replica in this directory.
-#[must_use]
-pub fn in_use(dir: &Path) -> bool {
-    let locked = |lock: File| matches!(lock.try_lock(), Err(std::fs::TryLockError::WouldBlock));
-    File::open(dir.join("lock")).is_ok_and(locked)
-}
-
-/// Held for the life of the process; the kernel lets go of it however the process ends.
-fn lock_directory(dir: &Path) -> Result<File, ReplicaError> {
-    let open = |source| ReplicaError::Open {
-        path: dir.to_path_buf(),
-        source,
-    };
-    let lock = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(dir.join("lock"))
-        .map_err(open)?;
-    match rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(lock),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicaError::InUse {
-            path: dir.to_path_buf(),
-        }),
-        Err(err) => Err(open(err.into())),
-    }
-}
-
-/// Renames a file that is of no use, and removes older ones of its kind.
-fn set_aside(file: &Path) -> io::Result<PathBuf> {
-    let now = jiff::Timestamp::now()
-        .strftime("%Y%m%dT%H%M%S%3fZ")
-        .to_string();
-    let to = file.with_extension(format!("damaged-{now}"));
-    std::fs::rename(file, &to)?;
-    let Some(dir) = file.parent() else {
-        return Ok(to);
-    };
-    File::open(dir)?.sync_all()?;
-    let mut aside: Vec<PathBuf> = std::fs::read_dir(dir)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| {
-            path.extension()
-                .is_some_and(|ext| ext.to_string_lossy().starts_with("damaged-"))
-        })
-        .collect();
-    aside.sort();
-    let surplus = aside.len().saturating_sub(KEPT_ASIDE);
-    aside
-        .iter()
-        .take(surplus)
-        .try_for_each(std::fs::remove_file)?;
-    Ok(to)
 }

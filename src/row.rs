@@ -294,11 +294,13 @@ pub enum Reason {
     Ciphertext,
     /// The number's tenant is not there.
     NoTenant,
+    /// The process died with it in hand: it is tried once more, and after a second death waits for another content.
+    Deadly,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Malformed,
         Self::Number,
         Self::Timezone,
@@ -310,6 +312,7 @@ impl Reason {
         Self::BusinessHours,
         Self::Ciphertext,
         Self::NoTenant,
+        Self::Deadly,
     ];
 
     /// The reason as a label.
@@ -327,6 +330,7 @@ impl Reason {
             Self::BusinessHours => "business_hours",
             Self::Ciphertext => "ciphertext",
             Self::NoTenant => "no_tenant",
+            Self::Deadly => "deadly",
         }
     }
 }
@@ -347,6 +351,7 @@ impl Reason {
             Self::BusinessHours => "business_hours is not understood",
             Self::Ciphertext => "the sealed value does not open",
             Self::NoTenant => "the tenant is not there",
+            Self::Deadly => "the program died on the row",
         }
     }
 }
@@ -436,6 +441,9 @@ pub struct NumberRecord {
     pub row: Option<Number>,
     /// Why the newest document is not the one in force.
     pub faults: Vec<Fault>,
+    /// The good row that was in force before this one, should this one turn out to be deadly; `None` where it never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Box<Number>>,
 }
 
 /// What the replica keeps of a tenant: the rows in force, and what is wrong with the newest ones.
@@ -447,4 +455,7 @@ pub struct TenantRecord {
     pub bundle: Bundle,
     /// Rows left out or held at their last good state. Ciphertexts are judged when they are opened, not here.
     pub faults: Vec<Fault>,
+    /// The rows that were in force before these; `None` where they never changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Box<Bundle>>,
 }

@@ -614,3 +614,67 @@ proptest::proptest! {
         proptest::prop_assert!(record.bundle.tenant.is_some());
     }
 }
+
+#[test]
+fn of_a_row_in_force_the_good_one_before_it_is_kept_and_steps_in_when_it_is_set_aside() {
+    let admit = |label: &str, zone: &str, last: Option<&NumberRecord>| {
+        let mut document = number_document(ACME_NUMBER);
+        document["label"] = json!(label);
+        document["timezone"] = json!(zone);
+        number(ACME_NUMBER, &document.to_string(), last)
+    };
+    let label = |row: Option<&Number>| row.and_then(|row| row.label.clone()).unwrap_or_default();
+    let first = admit("first", "UTC", None);
+    assert_eq!(
+        first.before, None,
+        "nothing is kept of a row that never changed"
+    );
+    let second = admit("second", "UTC", Some(&first));
+    let bad = admit("third", "Mars/Phobos", Some(&second));
+    let again = admit("second", "UTC", Some(&bad));
+    for record in [&second, &bad, &again] {
+        let both = (label(record.row.as_ref()), label(record.before.as_deref()));
+        assert_eq!(both, ("second".to_owned(), "first".to_owned()));
+    }
+    // In force, its predecessor takes over, once; not in force, what is stays.
+    let aside = number_set_aside(ACME_NUMBER, again.hash, Some(&again));
+    assert_eq!(label(aside.row.as_ref()), "first");
+    assert_eq!(
+        told(&aside.faults),
+        [format!("tenant_phone_numbers {ACME_NUMBER} deadly kept")]
+    );
+    assert_eq!(
+        number_set_aside(ACME_NUMBER, aside.hash, Some(&aside)).row,
+        aside.row
+    );
+    let held = number_set_aside(ACME_NUMBER, DocHash::of("deadly"), Some(&second));
+    assert_eq!(
+        (held.row, held.before),
+        (second.row.clone(), second.before.clone())
+    );
+    assert_eq!(number_set_aside(ACME_NUMBER, first.hash, None).row, None);
+
+    let changed = tenant_after(|document| document["settings"]["model"] = json!("other"));
+    let good = changed.before.as_deref().unwrap();
+    let settings = admit_tenant(&tenant_document(ACME)).bundle.settings;
+    assert_eq!(good.settings, settings);
+    assert_ne!(changed.bundle.settings, settings);
+    let aside = tenant_set_aside(uuid(ACME), changed.hash, Some(&changed));
+    assert_eq!(aside.bundle, *good);
+    assert_eq!(
+        tenant_set_aside(uuid(ACME), aside.hash, Some(&aside)).bundle,
+        *good
+    );
+}
+
+#[test]
+fn a_record_of_an_older_version_without_a_row_before_is_read() {
+    let mut record = serde_json::to_value(admit_number(&number_document(ACME_NUMBER))).unwrap();
+    assert_eq!(record.as_object_mut().unwrap().remove("before"), None);
+    assert!(
+        serde_json::from_value::<NumberRecord>(record)
+            .unwrap()
+            .before
+            .is_none()
+    );
+}

@@ -18,6 +18,7 @@ mod clock;
 mod cluster;
 mod commands;
 mod desk;
+mod disk;
 mod docs;
 mod faults;
 mod feed;

@@ -299,6 +299,18 @@ impl Node {
         }
     }
 
+    /// Whether the process has ended by itself; then it can be started again.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait().unwrap().is_some(),
+            None => true,
+        };
+        if ended {
+            self.child = None;
+        }
+        ended
+    }
+
     /// SIGTERM, and the end of it.
     pub(crate) fn stop(&mut self) -> ExitStatus {
         self.signal(Signal::TERM);

@@ -167,6 +167,7 @@ fn fill(engine: &Engine, keyring: &Keyring) {
         hold_percent: 100,
         accept_loss: false,
         settles_held: true,
+        tries_suspects: false,
     };
     engine.apply(Incoming::whole(rows, next), &terms).unwrap();
 }
