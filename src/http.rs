@@ -44,6 +44,8 @@ use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
 
 pub use self::listen::BindError;
+#[doc(hidden)]
+pub use self::params::{Said, read};
 
 /// Most connections of operators at once.
 const ADMIN_CONNECTIONS: usize = 32;

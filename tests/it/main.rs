@@ -16,6 +16,7 @@ mod callers;
 mod cli;
 mod cluster;
 mod commands;
+mod corpus;
 mod desk;
 mod docs;
 mod faults;
