@@ -274,18 +274,22 @@ fn each(value: &Value, take: &mut dyn FnMut(String)) {
 fn call(lines: &str) -> Call {
     let mut call = Call::default();
     for (name, value) in lines.lines().filter_map(|line| line.split_once('=')) {
-        let value = value.to_owned();
-        match name {
-            "account_ref" => call.account_ref = Some(value),
-            "event_type" => call.event_type = Some(value),
-            _ => call
-                .attributes
-                .entry(name.to_owned())
-                .or_default()
-                .push(value),
-        }
+        give(&mut call, name, value);
     }
     call
+}
+
+fn give(call: &mut Call, name: &str, value: &str) {
+    let value = value.to_owned();
+    match name {
+        "account_ref" => call.account_ref = Some(value),
+        "event_type" => call.event_type = Some(value),
+        _ => call
+            .attributes
+            .entry(name.to_owned())
+            .or_default()
+            .push(value),
+    }
 }
 
 /// `conditions_json`, then lines of `name=value`.
@@ -320,7 +324,8 @@ pub fn conditions(data: &[u8]) {
             continue;
         };
         let one = Value::Object(Map::from_iter([(key.clone(), keys[&key].clone())]));
-        let call = self::call(&format!("{key}={}", raw.get()));
+        let mut call = Call::default();
+        give(&mut call, &key, raw.get());
         assert!(
             condition::compile(&one)
                 .expect("compiled above")
