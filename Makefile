@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-start soak test-postgres-versions
+.PHONY: help demo fuzz test test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -8,6 +8,9 @@ help: ## this list
 demo: ## throwaway Postgres, example rows, daemon, sample calls; ONCE=1 ends after the calls
 	@scripts/ensure-postgres
 	cargo run --locked -- demo $(if $(ONCE),--once)
+
+fuzz: ## each fuzz target for SECONDS (60); TARGETS="number jwe" for some of them
+	scripts/fuzz $(or $(SECONDS),60) $(TARGETS)
 
 test: ## everything a change must pass
 	scripts/test

@@ -3,7 +3,8 @@
 //! Always true: what is served from memory was built from the rows that are in the replica now. Each number and each
 //! tenant falls on a generation; it is odd while a batch that touches it is being committed, and another even number
 //! afterwards. An entry remembers the generations from before its rows were read and is good only while they stand.
-//! A change to a tenant costs one store, however many numbers it has. Numbers that share a generation by chance are
+//! A change to a tenant costs one store and one removal, however many numbers it has: a tenant's entry holds opened
+//! credentials, which must not stay in memory until somebody calls. Numbers that share a generation by chance are
 //! built anew without need, never served wrongly.
 
 use std::collections::BTreeSet;
@@ -207,6 +208,10 @@ impl Cache {
                     generation,
                 },
             );
+            // A batch that came in between has removed what was here before, not this.
+            if self.tenant_generations.get(&id) != generation {
+                self.tenants.invalidate(&id);
+            }
         }
     }
 
@@ -216,6 +221,7 @@ impl Cache {
             Touched::All => {
                 self.number_generations.step(self.number_generations.all());
                 self.tenant_generations.step(self.tenant_generations.all());
+                self.tenants.invalidate_all();
             }
             Touched::Named { numbers, tenants } => {
                 let stripes: BTreeSet<usize> = numbers
@@ -228,6 +234,7 @@ impl Cache {
                     .map(|id| self.tenant_generations.of(id))
                     .collect();
                 self.tenant_generations.step(stripes);
+                tenants.iter().for_each(|id| self.tenants.invalidate(id));
             }
         }
     }
@@ -237,7 +244,6 @@ impl Cache {
         self.step(&Touched::All);
         self.step(&Touched::All);
         self.numbers.invalidate_all();
-        self.tenants.invalidate_all();
     }
 
     /// Does what moka postpones; to be called each second.

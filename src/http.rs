@@ -45,6 +45,8 @@ use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
 
 pub use self::listen::BindError;
+#[doc(hidden)]
+pub use self::params::{Said, read};
 
 /// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;

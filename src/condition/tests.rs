@@ -104,6 +104,20 @@ fn a_boolean_accepts_true_false_one_and_zero() {
 }
 
 #[test]
+fn a_number_equals_its_own_spelling_in_the_column() {
+    for text in [
+        "123456789012345678901234567890123456789012345",
+        "0.1234567890123456789e-300",
+        "1.7976931348623157e308",
+        "-0",
+        "1E5",
+    ] {
+        let json = serde_json::from_str(&format!("{{\"level\":{text}}}")).unwrap();
+        assert!(holds(json, &[("level", text)]), "{text}");
+    }
+}
+
+#[test]
 fn numbers_compare_as_numbers() {
     for text in ["7", " 7 ", "07", "+7", "7.0", "7.", "70e-1", "0.7E1"] {
         assert!(holds(json!({"n": 7}), &[("n", text)]), "{text}");

@@ -88,6 +88,33 @@ pub(super) fn query_and_body(
     Ok(question)
 }
 
+/// What a question says, whichever way it was spelled: number, call, instant, whether with credentials, of which
+/// provider, whether as pairs. For the fuzzer and what it found; handlers read a [`Question`].
+pub type Said = (
+    Option<String>,
+    Call,
+    Option<Timestamp>,
+    bool,
+    Option<String>,
+    bool,
+);
+
+/// Reads a query and a body, or says what the caller would be told.
+#[doc(hidden)]
+pub fn read(query: &str, content_type: Option<&str>, body: &[u8]) -> Result<Said, String> {
+    let question = query_and_body(query, content_type, body).map_err(|fail| fail.message)?;
+    let Question {
+        to,
+        call,
+        at,
+        credentials,
+        provider,
+        pairs,
+        ..
+    } = question;
+    Ok((to, call, at, credentials, provider, pairs))
+}
+
 fn bad(message: impl Into<String>) -> Fail {
     Fail::new(Outcome::BadRequest, message)
 }

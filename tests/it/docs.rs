@@ -1,6 +1,6 @@
 //! What the README shows is run, and what it lists exists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use crate::cluster::Cluster;
@@ -224,4 +224,178 @@ async fn every_metric_setting_and_route_that_the_readme_names_exists() {
             assert_eq!(reply.status, 200, "{word}: {reply:?}");
         }
     }
+}
+
+fn file(name: &str) -> String {
+    let path = format!("{}/{name}", env!("CARGO_MANIFEST_DIR"));
+    fs::read_to_string(&path).unwrap_or_else(|err| panic!("{path}: {err}"))
+}
+
+/// The alerts of the rules by name, each with the lines that follow it: a key and a value on each line.
+fn alerts() -> BTreeMap<String, String> {
+    let rules = file("deploy/prometheus/alerts.yml");
+    rules
+        .split("- alert: ")
+        .skip(1)
+        .map(|rule| rule.split_once('\n').unwrap())
+        .map(|(name, rest)| (name.to_owned(), rest.to_owned()))
+        .collect()
+}
+
+/// The value of a key of an alert.
+fn value<'a>(rule: &'a str, key: &str) -> &'a str {
+    rule.lines()
+        .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "))
+        .unwrap_or_else(|| panic!("no {key} in {rule}"))
+}
+
+/// Words that begin like a metric's name, without what a histogram's series add.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_lowercase() || c == '_'))
+        .filter(|word| word.starts_with("sidetone_") || word.starts_with("process_"))
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word).to_owned())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_that_an_alert_the_runbook_or_a_promise_names_exists() {
+    let mut node = Node::prepare(crate::node::AWAY, "");
+    node.start();
+    node.answering().await;
+    let metrics = node.get("/metrics").await.body;
+    let mut seen = 0;
+    for name in [
+        "deploy/prometheus/alerts.yml",
+        "docs/runbook.md",
+        "docs/promises.md",
+    ] {
+        for metric in metrics_in(&file(name)) {
+            assert!(
+                metrics.contains(&format!("# TYPE {metric} ")),
+                "{name} names {metric}, which does not exist"
+            );
+            seen += 1;
+        }
+    }
+    assert!(seen > 30, "{seen}");
+    for (name, rule) in alerts() {
+        let known = !metrics_in(value(&rule, "expr")).is_empty() || name == "SidetoneDown";
+        assert!(known, "{name} watches nothing of ours");
+        for (label, of) in value(&rule, "expr")
+            .split('{')
+            .skip(1)
+            .filter_map(|rest| rest.split_once('}')?.0.split_once('='))
+            .map(|(label, of)| (label.trim_end_matches('!'), of))
+            .filter(|(label, _)| *label != "job")
+        {
+            for wanted in of.trim_matches(['~', '"']).split('|') {
+                assert!(
+                    metrics.contains(&format!("{label}=\"{wanted}\"")),
+                    "{name}: no {label}={wanted}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_alert_is_whole_and_has_its_section_of_the_runbook_and_the_other_way_round() {
+    let runbook = file("docs/runbook.md");
+    let sections: BTreeSet<&str> = runbook
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .collect();
+    let alerts = alerts();
+    let names: BTreeSet<&str> = alerts.keys().map(String::as_str).collect();
+    assert_eq!(names, sections);
+    let tests = file("deploy/prometheus/alerts_test.yml");
+    for (name, rule) in &alerts {
+        assert!(
+            tests.contains(&format!("- name: {name}\n")),
+            "{name} is not tested"
+        );
+        for key in ["expr", "for", "summary", "description"] {
+            assert!(value(rule, key).len() > 1, "{name}: {key}");
+        }
+        assert!(
+            ["{severity: warning}", "{severity: critical}"].contains(&value(rule, "labels")),
+            "{name}"
+        );
+        assert_eq!(
+            value(rule, "runbook"),
+            format!("docs/runbook.md#{}", name.to_lowercase())
+        );
+    }
+    for section in runbook.split("\n## ").skip(1) {
+        for part in ["- **Calls**: ", "- **Look at**: ", "- **Do**: "] {
+            assert!(section.contains(part), "{section}");
+        }
+        for word in section.split(|c: char| !c.is_ascii_alphanumeric()) {
+            assert!(
+                !word.starts_with("Sidetone") || word == "Sidetone" || names.contains(word),
+                "no alert {word}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_command_of_the_runbook_exists() {
+    let node = Node::prepare(crate::node::AWAY, "");
+    let mut tried = 0;
+    for command in inline(&file("docs/runbook.md")) {
+        let Some(rest) = command.strip_prefix("sidetone ") else {
+            continue;
+        };
+        let (name, flags) = rest.split_once(' ').unwrap_or((rest, ""));
+        let help = node.cli(&[name, "--help"]);
+        assert!(help.status.success(), "{command}");
+        for flag in flags.split(' ').filter(|flag| flag.starts_with("--")) {
+            assert!(
+                String::from_utf8_lossy(&help.stdout).contains(flag),
+                "{command}"
+            );
+        }
+        tried += 1;
+    }
+    assert!(tried > 10);
+}
+
+#[test]
+fn every_promise_names_tests_and_alerts_that_exist_and_every_alert_watches_a_promise() {
+    let alerts = alerts();
+    let promises = file("docs/promises.md");
+    let mut watched = BTreeSet::new();
+    let mut rows = 0;
+    for row in promises
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| promise"))
+    {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").collect();
+        let [promise, bound, tests, metrics, by] = cells[..] else {
+            panic!("five cells: {row}")
+        };
+        assert!(!bound.trim().is_empty(), "{promise}");
+        assert!(!metrics_in(metrics).is_empty(), "{promise}: no metric");
+        let names = inline(by);
+        assert!(!names.is_empty(), "{promise}: no alert");
+        for name in names {
+            assert!(alerts.contains_key(&name), "{promise}: no alert {name}");
+            watched.insert(name);
+        }
+        let tests = inline(tests);
+        assert!(!tests.is_empty(), "{promise}: no test");
+        for test in tests.iter().filter(|test| test.contains("::")) {
+            let (module, name) = test.split_once("::").unwrap();
+            let source = file(&format!("tests/it/{module}.rs"));
+            assert!(
+                source.contains(&format!("fn {name}")),
+                "{promise}: no test {test}"
+            );
+        }
+        rows += 1;
+    }
+    assert!(rows >= 14, "{rows}");
+    let all: BTreeSet<String> = alerts.into_keys().collect();
+    assert_eq!(all, watched, "an alert that watches no promise");
 }

@@ -2,6 +2,7 @@
 //! answers (design sections 4, 8 and 9).
 
 use std::fs::{self, File};
+use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -394,6 +395,17 @@ async fn the_process_dumps_no_core_and_lets_no_other_look_into_it() {
             .uid()
     };
     let owners = [owner("mem"), owner("environ"), owner("maps")];
+    let seen: Vec<&str> = PROC_VIEWS
+        .into_iter()
+        .filter(|view| {
+            let mut look = std::process::Command::new("cat");
+            look.arg(format!("/proc/{}/{view}", child.id()));
+            if rustix::process::geteuid().is_root() {
+                look.uid(65_534).gid(65_534);
+            }
+            look.output().unwrap().status.success()
+        })
+        .collect();
     let _ = child.kill();
     let _ = child.wait();
     assert_eq!(
@@ -401,4 +413,268 @@ async fn the_process_dumps_no_core_and_lets_no_other_look_into_it() {
         [0, 0, 0],
         "others of the same user may look into the process"
     );
+    assert!(
+        seen.is_empty(),
+        "others of the same user see /proc/…/{seen:?}"
+    );
+}
+
+/// What `/proc` shows of a process to those that may look into it, and to nobody else.
+const PROC_VIEWS: [&str; 9] = [
+    "environ", "maps", "smaps", "mem", "auxv", "io", "stack", "syscall", "fd/1",
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_crashes_leaves_no_core_even_where_cores_are_wanted() {
+    use std::os::unix::process::ExitStatusExt as _;
+    let cores = |dir: &Path| -> Vec<PathBuf> {
+        files_below(dir)
+            .into_iter()
+            .filter(|path| path.to_string_lossy().contains("core"))
+            .collect()
+    };
+    let wanting_cores = |program: &std::process::Command, dir: &Path| {
+        let mut shell = std::process::Command::new("sh");
+        shell
+            .args(["-c", "ulimit -c unlimited && exec \"$0\" \"$@\""])
+            .arg(program.get_program())
+            .args(program.get_args())
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        shell
+    };
+    // Where not even a shell leaves one, nothing is shown by the daemon's leaving none.
+    let dir = scratch("cores");
+    let mut crash = std::process::Command::new("sh");
+    crash.args(["-c", "kill -ABRT $$"]);
+    let crashed = wanting_cores(&crash, &dir).status().unwrap();
+    if !crashed.core_dumped() {
+        println!("SKIPPED in part: this machine dumps no cores at all: {crashed:?}");
+    }
+    for signal in [Signal::ABORT, Signal::SEGV] {
+        let node = Node::prepare(AWAY, "");
+        let mut child = wanting_cores(&node.command(&["run"]), &node.dir)
+            .spawn()
+            .unwrap();
+        node.answering().await;
+        let pid = rustix::process::Pid::from_child(&child);
+        // The first SIGSEGV only ends the runtime's own handler of it, for no address was at fault.
+        let mut ended = None;
+        until("it crashes", async || {
+            let _ = rustix::process::kill_process(pid, signal);
+            ended = child.try_wait().unwrap();
+            ended.is_some()
+        })
+        .await;
+        let ended = ended.unwrap();
+        assert_eq!(ended.signal(), Some(signal.as_raw()), "{ended:?}");
+        assert!(!ended.core_dumped(), "{ended:?}");
+        assert_eq!(cores(&node.dir), [] as [PathBuf; 0]);
+    }
+}
+
+/// A value and the piece of it that is looked for: the start of freed memory is the allocator's.
+fn canary(name: &str) -> (String, Vec<u8>) {
+    let tail = format!("-{name}-{}", uuid::Uuid::new_v4().simple());
+    (format!("sk-{}{tail}", "x".repeat(32)), tail.into_bytes())
+}
+
+/// Where in the memory of a process some bytes stand, by the name of the mapping.
+fn in_memory(pid: u32, wanted: &[u8]) -> Vec<String> {
+    const AT_ONCE: usize = 4 * 1024 * 1024;
+    let finder = memchr::memmem::Finder::new(wanted);
+    let maps = fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let mut memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    let mut found = Vec::new();
+    let mut room = vec![0; AT_ONCE];
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next().unwrap(), words.next().unwrap());
+        if !rights.starts_with("rw") {
+            continue;
+        }
+        let (from, to) = range.split_once('-').unwrap();
+        let (mut at, to) = (
+            u64::from_str_radix(from, 16).unwrap(),
+            u64::from_str_radix(to, 16).unwrap(),
+        );
+        while at < to {
+            let length = usize::try_from(to - at).unwrap().min(AT_ONCE);
+            memory.seek(SeekFrom::Start(at)).unwrap();
+            // A mapping may have gone since it was listed.
+            let Ok(read) = memory.read(&mut room[..length]) else {
+                break;
+            };
+            found.extend(finder.find_iter(&room[..read]).map(|offset| {
+                let around = &room[offset.saturating_sub(96)..(offset + 64).min(read)];
+                format!("{line}: …{}…", String::from_utf8_lossy(around))
+            }));
+            if read < length || at + read as u64 == to {
+                break;
+            }
+            // What stands across two pieces is seen whole in the second.
+            at += (read - wanted.len()) as u64;
+        }
+    }
+    found
+}
+
+/// Waits until memory holds none of these bytes; says where they are if it does not come to that.
+async fn wiped(node: &Node, what: &str, wanted: &[u8]) {
+    let begun = std::time::Instant::now();
+    loop {
+        let found = in_memory(node.pid(), wanted);
+        if found.is_empty() {
+            return;
+        }
+        assert!(
+            begun.elapsed() < crate::node::PATIENCE,
+            "{what}: {}",
+            found.join("\n")
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opened_credential_is_wiped_from_memory_when_it_is_changed_removed_or_its_tenant_suspended()
+ {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root may look into the memory of a process that is not dumpable");
+        return;
+    }
+    let cluster = Cluster::shared();
+    let db = cluster.database().await;
+    let mut node = Node::prepare(&db.url(), "");
+    let (first, first_seen) = canary("first");
+    let (second, second_seen) = canary("second");
+    // JSON, and its texts have to be read to be written.
+    let (third, third_seen) = canary("third");
+    let third = format!("\\\"é{third}");
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, &first))
+        .await;
+    node.start();
+    node.synced().await;
+    let put = async |value: &str| {
+        let sealed = node.seal(TENANT, "openai", "default", value);
+        db.sql(&format!(
+            "update public.tenant_credentials set data_ciphertext = '{sealed}'
+                 where tenant_id = '{TENANT}' and provider = 'openai' and name = 'default'"
+        ))
+        .await;
+    };
+    let answered = async |value: &str| {
+        for path in [
+            "/v1/credentials?to=%2B14155550100",
+            "/v1/resolve?to=%2B14155550100&include=credentials",
+        ] {
+            node.until(path, |reply| {
+                reply.status == 200 && reply.text("/credentials/openai/default") == value
+            })
+            .await;
+        }
+    };
+    // A caller that keeps its connection, as they do.
+    let mut kept = tokio::net::UnixStream::connect(node.unix()).await.unwrap();
+    let request = "GET /v1/credentials?to=%2B14155550100 HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut ask = async || {
+        use tokio::io::AsyncWriteExt as _;
+        kept.write_all(request.as_bytes()).await.unwrap();
+        crate::node::read_reply(&mut kept, false).await.unwrap()
+    };
+
+    put(&first).await;
+    answered(&first).await;
+    assert_eq!(ask().await.text("/credentials/openai/default"), first);
+    assert!(
+        !in_memory(node.pid(), &first_seen).is_empty(),
+        "the search finds what is there"
+    );
+
+    put(&second).await;
+    db.sql(&format!(
+        "delete from public.tenant_credentials where tenant_id = '{TENANT}' and provider <> 'openai'"
+    ))
+    .await;
+    answered(&second).await;
+    wiped(&node, "a changed credential", &first_seen).await;
+
+    // Without any further call.
+    assert_eq!(ask().await.text("/credentials/openai/default"), second);
+    db.sql(&format!(
+        "update public.tenants set status = 'suspended' where id = '{TENANT}'"
+    ))
+    .await;
+    wiped(&node, "a credential of a suspended tenant", &second_seen).await;
+    node.until("/v1/credentials?to=%2B14155550100", |reply| {
+        reply.status == 403
+    })
+    .await;
+    assert_eq!(ask().await.status, 403);
+    wiped(
+        &node,
+        "a credential of a suspended tenant that is asked about",
+        &second_seen,
+    )
+    .await;
+
+    db.sql(&format!(
+        "update public.tenants set status = 'active' where id = '{TENANT}'"
+    ))
+    .await;
+    put(&format!(
+        r#"{{"key": {}}}"#,
+        json!(third).to_string().replace('é', "\\u00e9")
+    ))
+    .await;
+    let third = json!({"key": third}).to_string();
+    answered(&third).await;
+    assert_eq!(ask().await.text("/credentials/openai/default"), third);
+    db.sql(&format!(
+        "delete from public.tenant_credentials where tenant_id = '{TENANT}'"
+    ))
+    .await;
+    wiped(&node, "a removed credential", &third_seen).await;
+    drop(kept);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_text_of_the_keyring_is_wiped_from_memory_and_a_key_that_is_taken_out_too() {
+    if !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: only root may look into the memory of a process that is not dumpable");
+        return;
+    }
+    let mut node = Node::prepare(AWAY, "");
+    let file = node.path("keyring.toml");
+    let add = node.cli(&[
+        "keygen",
+        "--file",
+        file.to_str().unwrap(),
+        "--id",
+        "k2",
+        "--add",
+    ]);
+    assert!(add.status.success(), "{add:?}");
+    let text = fs::read_to_string(&file).unwrap();
+    let ring: toml::Table = toml::from_str(&text).unwrap();
+    let spelt = ring["open"]["k1"].as_str().unwrap();
+    let key = STANDARD.decode(spelt).unwrap();
+    node.start();
+    node.answering().await;
+    wiped(&node, "the text of a key", &spelt.as_bytes()[16..]).await;
+    assert!(
+        !in_memory(node.pid(), &key).is_empty(),
+        "the search finds a key in use"
+    );
+    let without: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.starts_with("k1"))
+        .collect();
+    fs::write(&file, without.join("\n")).unwrap();
+    let reply = node.admin("POST", "/v1/admin/keys/reload", "").await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+    wiped(&node, "a key that is no longer in the keyring", &key[16..]).await;
+    wiped(&node, "the text of a key", &spelt.as_bytes()[16..]).await;
 }

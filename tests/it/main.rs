@@ -17,6 +17,7 @@ mod cli;
 mod clock;
 mod cluster;
 mod commands;
+mod corpus;
 mod desk;
 mod disk;
 mod docs;
