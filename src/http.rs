@@ -227,15 +227,13 @@ fn places(configured: u32) -> usize {
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let mut limit = current.unwrap_or(u64::MAX);
     if limit < wanted {
-        let raised = Some(wanted.min(maximum.unwrap_or(u64::MAX)));
-        match setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: raised,
-                maximum,
-            },
-        ) {
-            Ok(()) => limit = raised.unwrap_or(limit),
+        let raised = wanted.min(maximum.unwrap_or(u64::MAX));
+        let limits = Rlimit {
+            current: Some(raised),
+            maximum,
+        };
+        match setrlimit(Resource::Nofile, limits) {
+            Ok(()) => limit = raised,
             Err(err) => tracing::debug!(error = %err, "the limit of descriptors cannot be raised"),
         }
     }
