@@ -25,6 +25,12 @@ use tokio_util::sync::CancellationToken;
 /// An answer of which the caller takes nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(30);
 
+/// How long a caller that is still sending gets to read the last answer before the connection is cut.
+const LINGERS: Duration = Duration::from_secs(1);
+
+/// Pieces thrown away before others get their turn.
+const PIECES_AT_ONCE: usize = 64;
+
 /// What a caller gets to send its first request when it had only just connected as the daemon stopped.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
@@ -204,6 +210,8 @@ pub(super) struct Line {
     writing: Option<Pin<Box<Sleep>>>,
     /// Its place among those that wait for their callers.
     waiting: Option<Pin<Box<OwnedNotified>>>,
+    /// Since when what the caller still sends is read and thrown away.
+    lingers_since: Option<Instant>,
 }
 
 impl Line {
@@ -217,6 +225,7 @@ impl Line {
             reading,
             writing: None,
             waiting: None,
+            lingers_since: None,
         }
     }
 
@@ -242,6 +251,14 @@ impl Line {
             self.reading.as_mut().reset(deadline);
         }
         self.reading.as_mut().poll(cx).is_ready()
+    }
+
+    /// Whether the caller, found to be still sending, has time left to read.
+    fn lingers(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.lingers_since {
+            Some(since) => !self.is_over(since, LINGERS, cx),
+            None => false,
+        }
     }
 
     /// What follows a write that could not go on, or did.
@@ -350,8 +367,28 @@ impl AsyncWrite for Line {
         on!(&mut self.get_mut().stream, poll_flush(cx))
     }
 
+    /// Closes in stages where the caller is still sending: an end with bytes unread would take away from it what it has
+    /// not read yet of our answers (RFC 9112 section 9.6).
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        on!(&mut self.get_mut().stream, poll_shutdown(cx))
+        let line = self.get_mut();
+        std::task::ready!(on!(&mut line.stream, poll_shutdown(cx)))?;
+        let mut unread = [0; 4096];
+        for _ in 0..PIECES_AT_ONCE {
+            let mut buf = ReadBuf::new(&mut unread);
+            match on!(&mut line.stream, poll_read(cx, &mut buf)) {
+                Poll::Ready(Ok(())) if !buf.filled().is_empty() => {
+                    line.lingers_since.get_or_insert_with(Instant::now);
+                }
+                Poll::Ready(_) => return Poll::Ready(Ok(())),
+                Poll::Pending if line.lingers(cx) => return Poll::Pending,
+                Poll::Pending => return Poll::Ready(Ok(())),
+            }
+        }
+        if line.lingers(cx) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
