@@ -172,6 +172,9 @@ impl Node {
         let run = self.command(&["run"]);
         let mut command = Command::new("sh");
         command
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .args(["-c", "ulimit -n \"$0\" && exec \"$@\"", &most.to_string()])
             .arg(run.get_program())
             .args(run.get_args());
