@@ -370,6 +370,15 @@ async fn a_request_that_is_too_long_is_refused_and_says_so() {
             .await
             .contains("longer than 1024 bytes")
     );
+    // A head that hyper refuses is counted when its connection ends, a moment after the caller saw the end.
+    let counted = async {
+        while server.shared.refused.load(Ordering::SeqCst) < 6 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), counted)
+        .await
+        .unwrap();
     assert_eq!(server.shared.refused.load(Ordering::SeqCst), 6);
 }
 
