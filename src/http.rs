@@ -7,6 +7,7 @@
 mod admin;
 mod audit;
 mod host;
+mod lane;
 mod line;
 mod listen;
 mod lookup;
@@ -31,7 +32,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::audit::Audit;
-use self::line::{Ends, Stream};
+use self::lane::Lanes;
+use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
 use self::token::Token;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
@@ -413,12 +415,14 @@ async fn run<H: Host>(
     let kill = CancellationToken::new();
     let connections = TaskTracker::new();
     let mut listeners = JoinSet::new();
+    let lanes = Lanes::new();
     for entrance in entrances {
         let ends = Ends {
             header_timeout: terms.header_timeout,
             idle_timeout: terms.idle_timeout,
             crowd: Arc::default(), // each caller has its own
             stop: stop.clone(),
+            lanes: (entrance.side == Side::Call).then(|| lanes.clone()),
         };
         let answering = Answering {
             host: host.clone(),
@@ -521,7 +525,7 @@ impl<H: Host> Answering<H> {
         let accepted = Instant::now();
         let who = match &stream {
             Stream::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
-            Stream::Tcp(_) | Stream::Tls(_) => None,
+            _ => None,
         };
         let pause = self.host.pause(side, who);
         let Some(place) = room.enter(who, !pause.is_zero()).await else {
@@ -532,7 +536,9 @@ impl<H: Host> Answering<H> {
         if let Some(crowd) = &place.crowd {
             limits.ends.crowd = crowd.waiting.clone();
         }
-        self.connections.spawn(async move {
+        let progress = Progress::new();
+        let riding = progress.clone();
+        let connection = async move {
             limits.ends.hold_back(pause).await;
             let handler = match host.connect(&door, side, &stream, accepted) {
                 Ok(handler) => Arc::new(handler),
@@ -547,11 +553,13 @@ impl<H: Host> Answering<H> {
                 () = kill.cancelled() => return,
             };
             match shaken {
-                Ok(stream) => wire::serve(stream, handler, &limits, kill).await,
+                Ok(stream) => wire::serve(stream, handler, &limits, riding, kill).await,
                 Err(err) => tracing::warn!(error = %err, "no TLS with a caller of the admin side"),
             }
             drop(place);
-        });
+        };
+        let ride = lane::ride(connection.boxed(), progress, self.connections.clone());
+        self.connections.spawn(ride);
     }
 }
 
@@ -605,11 +613,11 @@ impl Host for Node {
     ) -> io::Result<Connection> {
         let now = Instant::now();
         let mut caller = match stream {
-            Stream::Tcp(_) | Stream::Tls(_) => Caller::Tcp,
             Stream::Unix(stream) => {
                 let with_groups = side == Side::Admin || self.access.asks_for_groups();
                 Caller::Unix(door.peer(stream, with_groups)?)
             }
+            _ => Caller::Tcp,
         };
         let mut may = match (side, &caller) {
             (Side::Call, _) => May::Call(self.access.rights(&caller, now)),

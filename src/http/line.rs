@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -21,6 +23,8 @@ use tokio::sync::futures::OwnedNotified;
 use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
+
+use super::lane::{LINGER, Lane, Lanes};
 
 /// An answer of which the caller takes nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(30);
@@ -34,12 +38,19 @@ const PIECES_AT_ONCE: usize = 64;
 /// What a caller gets to send its first request when it had only just connected as the daemon stopped.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
-/// Either kind of connection.
+/// Longest piece that is read at once on a lane.
+const PIECE: usize = 4096;
+
+/// Any kind of connection.
 #[derive(Debug)]
 pub(super) enum Stream {
     Unix(UnixStream),
+    /// On a lane: nothing but the wait for the next request may block.
+    Lane(std::os::unix::net::UnixStream),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+    /// Lost on its way between event loop and lane.
+    Lost,
 }
 
 impl Stream {
@@ -48,6 +59,8 @@ impl Stream {
         // Fails only where the peer is gone, which reading tells anyway.
         let _ = match self {
             Self::Unix(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+            Self::Lane(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+            Self::Lost => Ok(()),
             Self::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
             Self::Tls(stream) => {
                 rustix::net::shutdown(stream.get_ref().0, rustix::net::Shutdown::Read)
@@ -63,6 +76,7 @@ macro_rules! on {
             Stream::Unix(stream) => Pin::new(stream).$method($($argument),*),
             Stream::Tcp(stream) => Pin::new(stream).$method($($argument),*),
             Stream::Tls(stream) => Pin::new(stream).$method($($argument),*),
+            Stream::Lane(_) | Stream::Lost => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     };
 }
@@ -99,6 +113,12 @@ struct Read {
     emptied: bool,
     /// The request under way has no body.
     bodiless: bool,
+    /// The last request followed the answer before it closely.
+    brisk: bool,
+    /// Answered by a thread of its own.
+    on_lane: bool,
+    /// The thread that is to go on with it.
+    lane: Option<Lane>,
 }
 
 impl Progress {
@@ -111,7 +131,23 @@ impl Progress {
             since_head: 0,
             emptied: false,
             bodiless: true,
+            brisk: false,
+            on_lane: false,
+            lane: None,
         })))
+    }
+
+    /// The lane that the connection has to go on with from here, if any.
+    pub(super) fn lane_entered(&self) -> Option<Lane> {
+        self.lock().lane.take()
+    }
+
+    pub(super) fn on_lane(&self, is: bool) {
+        self.lock().on_lane = is;
+    }
+
+    pub(super) fn is_on_lane(&self) -> bool {
+        self.lock().on_lane
     }
 
     /// A whole head was read.
@@ -158,8 +194,10 @@ impl Read {
             return;
         }
         self.emptied = bytes.len() < room;
-        if let Phase::Idle(_) = self.phase {
-            self.phase = Phase::Head(Instant::now());
+        if let Phase::Idle(since) = self.phase {
+            let now = Instant::now();
+            self.brisk = !self.fresh && now.duration_since(since) < LINGER;
+            self.phase = Phase::Head(now);
         }
         for byte in bytes {
             self.since_head = self.since_head.saturating_add(1);
@@ -184,6 +222,8 @@ pub(super) struct Ends {
     pub(super) idle_timeout: Duration,
     pub(super) crowd: Arc<Notify>,
     pub(super) stop: CancellationToken,
+    /// Where brisk callers are answered, if anywhere.
+    pub(super) lanes: Option<Lanes>,
 }
 
 impl Ends {
@@ -210,6 +250,8 @@ pub(super) struct Line {
     writing: Option<Pin<Box<Sleep>>>,
     /// Its place among those that wait for their callers.
     waiting: Option<Pin<Box<OwnedNotified>>>,
+    /// What a lane reads into.
+    piece: Vec<u8>,
     /// Since when what the caller still sends is read and thrown away.
     lingers_since: Option<Instant>,
 }
@@ -226,6 +268,91 @@ impl Line {
             writing: None,
             waiting: None,
             lingers_since: None,
+            piece: Vec::new(),
+        }
+    }
+
+    /// A caller that asks without a pause goes on on a lane, where one is free.
+    fn enter_lane(&mut self) -> bool {
+        if !matches!(self.stream, Stream::Unix(_)) {
+            return false;
+        }
+        let Some(lane) = self.ends.lanes.as_ref().and_then(Lanes::enter) else {
+            return false;
+        };
+        let Stream::Unix(stream) = std::mem::replace(&mut self.stream, Stream::Lost) else {
+            return false;
+        };
+        let blocking = stream.into_std().and_then(|stream| {
+            stream.set_nonblocking(false)?;
+            stream.set_read_timeout(Some(LINGER))?;
+            Ok(stream)
+        });
+        let Ok(stream) = blocking else {
+            return false;
+        };
+        self.stream = Stream::Lane(stream);
+        self.piece.resize(PIECE, 0);
+        self.progress.lock().lane = Some(lane);
+        true
+    }
+
+    /// Back to the event loop. A connection that cannot get there is lost.
+    fn leave_lane(&mut self) {
+        {
+            let mut progress = self.progress.lock();
+            progress.on_lane = false;
+            progress.brisk = false;
+        }
+        if let Stream::Lane(stream) = std::mem::replace(&mut self.stream, Stream::Lost)
+            && stream.set_nonblocking(true).is_ok()
+            && let Ok(stream) = UnixStream::from_std(stream)
+        {
+            self.stream = Stream::Unix(stream);
+        }
+    }
+
+    /// On a lane: what is there, or comes soon where the next request is waited for. Else the lane is left.
+    fn read_on_lane(&mut self, phase: Phase, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
+        let Stream::Lane(stream) = &self.stream else {
+            return None;
+        };
+        let waits = matches!(phase, Phase::Idle(_))
+            && self.progress.is_on_lane()
+            && !self.ends.stop.is_cancelled();
+        let flags = if waits {
+            RecvFlags::empty()
+        } else {
+            RecvFlags::DONTWAIT
+        };
+        let room = buf.remaining().min(PIECE);
+        let piece = self.piece.get_mut(..room)?;
+        match rustix::net::recv(stream, piece, flags) {
+            Ok((read, _)) => {
+                buf.put_slice(self.piece.get(..read)?);
+                Some(Ok(()))
+            }
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                self.leave_lane();
+                None
+            }
+            Err(err) => Some(Err(err.into())),
+        }
+    }
+
+    /// On a lane: what there is room for. Else the lane is left.
+    fn write_on_lane(&mut self, bufs: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        let Stream::Lane(stream) = &self.stream else {
+            return None;
+        };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match rustix::net::sendmsg(stream, bufs, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(written) => Some(Ok(written)),
+            Err(Errno::WOULDBLOCK | Errno::INTR) => {
+                self.leave_lane();
+                None
+            }
+            Err(err) => Some(Err(err.into())),
         }
     }
 
@@ -291,8 +418,22 @@ impl AsyncRead for Line {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let line = self.get_mut();
-        let phase = line.progress.lock().asked();
+        let (phase, brisk) = {
+            let mut progress = line.progress.lock();
+            if progress.lane.is_some() {
+                return Poll::Pending; // on its way there
+            }
+            (progress.asked(), progress.brisk)
+        };
         let (before, room) = (buf.filled().len(), buf.remaining());
+        if let Some(done) = line.read_on_lane(phase, buf) {
+            let bytes = buf.filled().get(before..).unwrap_or_default();
+            line.progress.lock().read(bytes, room.min(PIECE));
+            return Poll::Ready(done);
+        }
+        if brisk && matches!(phase, Phase::Idle(_)) && line.enter_lane() {
+            return Poll::Pending;
+        }
         if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
             line.progress
                 .lock()
@@ -341,6 +482,9 @@ impl AsyncWrite for Line {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         let line = self.get_mut();
+        if let Some(written) = line.write_on_lane(&[IoSlice::new(buf)]) {
+            return Poll::Ready(written);
+        }
         let written = on!(&mut line.stream, poll_write(cx, buf));
         line.stalled(written, cx)
     }
@@ -351,12 +495,17 @@ impl AsyncWrite for Line {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let line = self.get_mut();
+        if let Some(written) = line.write_on_lane(bufs) {
+            return Poll::Ready(written);
+        }
         let written = on!(&mut line.stream, poll_write_vectored(cx, bufs));
         line.stalled(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
         match &self.stream {
+            Stream::Lane(_) => true,
+            Stream::Lost => false,
             Stream::Unix(stream) => stream.is_write_vectored(),
             Stream::Tcp(stream) => stream.is_write_vectored(),
             Stream::Tls(stream) => stream.is_write_vectored(),
@@ -364,6 +513,9 @@ impl AsyncWrite for Line {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Stream::Lane(_) = self.stream {
+            return Poll::Ready(Ok(()));
+        }
         on!(&mut self.get_mut().stream, poll_flush(cx))
     }
 
@@ -371,6 +523,9 @@ impl AsyncWrite for Line {
     /// not read yet of our answers (RFC 9112 section 9.6).
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let line = self.get_mut();
+        if let Stream::Lane(_) = line.stream {
+            line.leave_lane();
+        }
         std::task::ready!(on!(&mut line.stream, poll_shutdown(cx)))?;
         let mut unread = [0; 4096];
         for _ in 0..PIECES_AT_ONCE {

@@ -54,6 +54,9 @@ impl Handler for Echo {
                 "/unchanged" => {
                     return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged");
                 }
+                "/thread" => {
+                    return Reply::ok(Form::Plain, format!("{:?}", std::thread::current().id()));
+                }
                 "/large" => return Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024]),
                 _ => {}
             }
@@ -611,6 +614,129 @@ async fn a_stop_under_load_loses_no_request_that_was_sent() {
         }
         server.stopped().await;
     }
+}
+
+/// Asks, and takes the answer's body.
+async fn ask(stream: &mut UnixStream, path: &str) -> String {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let text = answer(stream).await;
+    text.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+/// A caller that asked so briskly that it has a lane, where one is free.
+async fn brisk(server: &Server) -> UnixStream {
+    let mut stream = server.connect().await;
+    for _ in 0..4 {
+        ask(&mut stream, "/x").await;
+    }
+    stream
+}
+
+#[tokio::test]
+async fn a_brisk_caller_is_answered_by_a_thread_of_its_own_and_a_slow_one_by_the_event_loop() {
+    let server = start(given());
+    let event_loop = format!("{:?}", std::thread::current().id());
+    let mut stream = server.connect().await;
+    assert_eq!(ask(&mut stream, "/thread").await, event_loop);
+    let lane = async { while ask(&mut stream, "/thread").await == event_loop {} };
+    tokio::time::timeout(Duration::from_secs(20), lane)
+        .await
+        .unwrap();
+    let back = async {
+        let mut pause = lane::LINGER;
+        loop {
+            pause += Duration::from_millis(50);
+            tokio::time::sleep(pause).await;
+            if ask(&mut stream, "/thread").await == event_loop {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), back)
+        .await
+        .unwrap();
+    server.stop.cancel();
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn more_brisk_callers_than_lanes_are_all_answered_in_order() {
+    let server = start(Given {
+        connections: 128,
+        ..given()
+    });
+    let mut callers = JoinSet::new();
+    for caller in 0..100 {
+        let mut stream = server.connect().await;
+        callers.spawn(async move {
+            for n in 0..30 {
+                let path = format!("/{caller}/{n}");
+                assert_eq!(ask(&mut stream, &path).await, format!("GET {path} "));
+            }
+        });
+    }
+    callers.join_all().await;
+    server.stop.cancel();
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn what_has_to_wait_leaves_its_lane_and_comes_back_whole() {
+    let server = start(Given {
+        connections: 256,
+        ..given()
+    });
+    // Answers that wait for somebody else, more than there are lanes.
+    let mut waiting = Vec::new();
+    for _ in 0..80 {
+        let mut stream = brisk(&server).await;
+        stream
+            .write_all(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        server.shared.begun.notified().await;
+        waiting.push(stream);
+    }
+    // An answer that its caller does not take.
+    let mut unread = brisk(&server).await;
+    unread
+        .write_all(b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
+        .await
+        .unwrap();
+    // A head and a body in pieces, several requests in one piece, and one that is half closed after it.
+    let mut pieces = brisk(&server).await;
+    for piece in [
+        "POST /p HTTP/1.1\r\nHo",
+        "st: x\r\nContent-Length: 4\r\n\r\nab",
+        "cd",
+    ] {
+        pieces.write_all(piece.as_bytes()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(answer(&mut pieces).await.ends_with("POST /p abcd"));
+    let both = "GET /1 HTTP/1.1\r\nHost: x\r\n\r\nGET /2 HTTP/1.1\r\nHost: x\r\n\r\n";
+    let mut pipelined = brisk(&server).await;
+    pipelined.write_all(both.as_bytes()).await.unwrap();
+    pipelined.shutdown().await.unwrap();
+    let text = rest(&mut pipelined).await;
+    assert!(
+        text.contains("GET /1 ") && text.ends_with("GET /2 "),
+        "{text}"
+    );
+
+    for stream in &mut waiting {
+        server.shared.go.notify_one();
+        assert!(answer(stream).await.ends_with("GET /slow "));
+        assert_eq!(ask(stream, "/after").await, "GET /after ");
+    }
+    let mut large = Vec::new();
+    while large.len() < 4 * 1024 * 1024 {
+        let read = unread.read_buf(&mut large).await.unwrap();
+        assert!(read > 0, "closed after {} bytes", large.len());
+    }
+    server.stop.cancel();
+    server.stopped().await;
 }
 
 #[tokio::test]

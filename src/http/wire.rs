@@ -261,9 +261,9 @@ pub(super) async fn serve<H: Handler>(
     stream: Stream,
     handler: Arc<H>,
     limits: &Limits,
+    progress: Progress,
     kill: CancellationToken,
 ) {
-    let progress = Progress::new();
     let stop = limits.ends.stop.clone();
     let line = Line::new(stream, progress.clone(), limits.ends.clone());
     let service = {
