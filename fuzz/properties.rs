@@ -631,7 +631,7 @@ fn answers(tenant: Option<&TenantRecord>, number: Option<&NumberRecord>) {
     let contents: usize = selection
         .prompts
         .iter()
-        .map(|chosen| chosen.version.content.len())
+        .map(|chosen| chosen.version.layer.content_bytes())
         .sum();
     assert!(contents <= STACK_BYTES);
     let answer = Answer::new(&selection, FRESH);

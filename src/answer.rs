@@ -1,7 +1,7 @@
 //! A selection → the bytes of an answer: full view, short view, form, one field, credentials, errors.
 //!
-//! Every field is always present and never null; JSON stands on one line, in one order, with UTF-8 as it is. What holds
-//! a credential is wiped when dropped and is never moved to a larger buffer while it is written.
+//! Every field is always present and never null; JSON stands on one line, in one order, with UTF-8 as it is. What holds a
+//! credential is wiped when it is freed, as everything is (`main.rs`).
 
 #[cfg(test)]
 mod tests;
@@ -14,14 +14,16 @@ use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use crate::health::Staleness;
 use crate::profile::{Profile, RowRevision};
-use crate::select::{BETWEEN_CONTENTS, Chosen, Selection};
+use crate::select::{Chosen, Selection};
 
 /// The short view, as JSON, as a form and field by field, is shorter than this many bytes.
 pub const SHORT_BYTES: usize = 4096;
+
+/// [`crate::select::BETWEEN_CONTENTS`] as it stands within a JSON string.
+const BETWEEN_ESCAPED: &[u8] = br"\n\n";
 
 /// Everything but RFC 3986's unreserved characters.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -132,8 +134,8 @@ enum Value<'a> {
 /// A full view and what `If-None-Match` compares.
 #[derive(Debug)]
 pub struct Resolved {
-    /// The answer; it may hold credentials, and it is wiped when dropped.
-    pub body: Zeroizing<Vec<u8>>,
+    /// The answer; it may hold credentials.
+    pub body: Vec<u8>,
     /// Strong, with its quotes: equal as long as nothing but the time changes.
     pub etag: String,
 }
@@ -164,34 +166,36 @@ impl<'a> Answer<'a> {
         let mut json = Json::with_capacity(self.full_capacity());
         json.open(None);
         self.write_fields(&mut json, &Whole);
+        let fields = json.out.len();
         // The last field left its object, `prompt`, open.
         json.key("system");
-        let contents = self
-            .selection
-            .prompts
-            .iter()
-            .map(|chosen| chosen.version.content.as_str());
-        json.joined_text(contents, BETWEEN_CONTENTS);
+        let layers = || {
+            self.selection
+                .prompts
+                .iter()
+                .map(|chosen| &chosen.version.layer)
+        };
+        json.out.push(b'"');
+        for (index, layer) in layers().enumerate() {
+            if index > 0 {
+                json.out.extend_from_slice(BETWEEN_ESCAPED);
+            }
+            json.out
+                .extend_from_slice(layer.escaped_content().as_bytes());
+        }
+        json.out.push(b'"');
         json.key("layers");
-        json.list(&self.selection.prompts, |json, chosen| {
-            let prompt = chosen.prompt;
-            json.open(None);
-            json.member("id", Value::Id(prompt.id));
-            json.key("version");
-            json.integer(chosen.version.version);
-            json.member("name", Value::Text(&prompt.name));
-            json.member("scope", Value::Text(prompt.scope.as_str()));
-            json.key("priority");
-            json.integer(prompt.priority);
-            json.member("content", Value::Text(&chosen.version.content));
-            json.close();
+        json.list(layers(), |json, layer| {
+            json.out.extend_from_slice(layer.json().as_bytes())
         });
         json.close();
+        let layers = json.out.len();
         if let Some(allowed) = credentials {
             write_credentials(&mut json, self.selection.profile, allowed);
         }
         json.close();
-        let etag = json.etag();
+        // The prompts' texts follow from the rows and the ids of the prompts, which are hashed.
+        let etag = json.etag(self.selection.profile, &[0..fields, layers..json.out.len()]);
         Resolved {
             body: json.out,
             etag,
@@ -207,7 +211,7 @@ impl<'a> Answer<'a> {
             self.write_fields(&mut json, cuts);
             json.close();
             json.close();
-            std::mem::take(&mut *json.out)
+            json.out
         };
         self.short(write, json_bytes, 37)
     }
@@ -295,13 +299,14 @@ impl<'a> Answer<'a> {
         }
     }
 
-    /// What the full view takes when nothing needs escaping; credentials reserve their own room.
+    /// What the full view takes; credentials reserve their own room.
     fn full_capacity(&self) -> usize {
         let each = |chosen: &Chosen<'_>| {
-            let content = chosen.version.content.len().saturating_mul(2);
+            let layer = &chosen.version.layer;
+            let content = layer.escaped_content().len();
             content
-                .saturating_add(chosen.prompt.name.len())
-                .saturating_add(256)
+                .saturating_add(layer.json().len())
+                .saturating_add(64)
         };
         self.selection
             .prompts
@@ -407,7 +412,7 @@ pub fn credentials(
     profile: &Profile,
     staleness: Staleness,
     allowed: &dyn Fn(&str) -> bool,
-) -> Zeroizing<Vec<u8>> {
+) -> Vec<u8> {
     let mut json = Json::with_capacity(256);
     json.open(None);
     json.member("status", Value::Text("ok"));
@@ -428,7 +433,7 @@ pub fn error_json(status: &str, message: &str) -> Vec<u8> {
     json.member("status", Value::Text(status));
     json.member("message", Value::Text(message));
     json.close();
-    std::mem::take(&mut *json.out)
+    json.out
 }
 
 /// `status=…&message=…`
@@ -466,8 +471,7 @@ fn credentials_room(profile: &Profile, allowed: &dyn Fn(&str) -> bool) -> usize 
 }
 
 fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) -> bool) {
-    // All of the room before the first secret is written: growing later would leave a copy behind.
-    json.reserve_wiping(credentials_room(profile, allowed));
+    json.out.reserve(credentials_room(profile, allowed));
     let opened = profile
         .tenant
         .credentials
@@ -486,10 +490,11 @@ fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) 
             if inside.is_some() {
                 json.close();
             }
-            json.open(Some(provider));
+            json.foreign_key(provider);
+            json.open(None);
             inside = Some(provider);
         }
-        json.key(&credential.name);
+        json.foreign_key(&credential.name);
         json.out
             .extend_from_slice(credential.json.expose().as_bytes());
     }
@@ -505,7 +510,7 @@ fn write_credentials(json: &mut Json, profile: &Profile, allowed: &dyn Fn(&str) 
 
 /// JSON being written. Members separate themselves.
 struct Json {
-    out: Zeroizing<Vec<u8>>,
+    out: Vec<u8>,
     /// What does not enter the ETag.
     volatile: Vec<Range<usize>>,
 }
@@ -513,22 +518,13 @@ struct Json {
 impl Json {
     fn with_capacity(bytes: usize) -> Self {
         Self {
-            out: Zeroizing::new(Vec::with_capacity(bytes)),
+            out: Vec::with_capacity(bytes),
             volatile: Vec::new(),
         }
     }
 
-    /// Makes room for so many bytes more, wiping what is moved away from.
-    fn reserve_wiping(&mut self, bytes: usize) {
-        if self.out.capacity().saturating_sub(self.out.len()) < bytes {
-            let mut larger = Vec::with_capacity(self.out.len().saturating_add(bytes));
-            larger.extend_from_slice(&self.out);
-            self.out = Zeroizing::new(larger);
-        }
-    }
-
     /// Begins an object, as the member of this name if it has one.
-    fn open(&mut self, name: Option<&str>) {
+    fn open(&mut self, name: Option<&'static str>) {
         if let Some(name) = name {
             self.key(name);
         }
@@ -539,7 +535,18 @@ impl Json {
         self.out.push(b'}');
     }
 
-    fn key(&mut self, name: &str) {
+    /// One of our own names: nothing in it needs escaping.
+    fn key(&mut self, name: &'static str) {
+        if self.out.last() != Some(&b'{') {
+            self.out.push(b',');
+        }
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.extend_from_slice(b"\":");
+    }
+
+    /// A name out of a row.
+    fn foreign_key(&mut self, name: &str) {
         if self.out.last() != Some(&b'{') {
             self.out.push(b',');
         }
@@ -547,7 +554,7 @@ impl Json {
         self.out.push(b':');
     }
 
-    fn member(&mut self, name: &str, value: Value<'_>) {
+    fn member(&mut self, name: &'static str, value: Value<'_>) {
         self.key(name);
         self.value(value);
     }
@@ -570,7 +577,7 @@ impl Json {
 
     fn text(&mut self, text: &str) {
         // Writing into memory does not fail.
-        let _ = serde_json::to_writer(&mut *self.out, text);
+        let _ = serde_json::to_writer(&mut self.out, text);
     }
 
     fn integer(&mut self, number: impl fmt::Display) {
@@ -609,15 +616,20 @@ impl Json {
         self.out.push(b']');
     }
 
-    /// The hash of everything but what is volatile.
-    fn etag(&self) -> String {
+    /// The hash of the rows and of these parts without what is volatile, all of which stands in the first part.
+    fn etag(&self, profile: &Profile, parts: &[Range<usize>]) -> String {
         let mut hasher = blake3::Hasher::new();
-        let mut from = 0;
-        for volatile in &self.volatile {
-            hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
-            from = volatile.end;
+        hasher.update(&profile.number.hash);
+        hasher.update(&profile.tenant.hash);
+        let mut volatile = self.volatile.iter();
+        for part in parts {
+            let mut from = part.start;
+            for volatile in volatile.by_ref() {
+                hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
+                from = volatile.end;
+            }
+            hasher.update(self.out.get(from..part.end).unwrap_or_default());
         }
-        hasher.update(self.out.get(from..).unwrap_or_default());
         let hash = hasher.finalize().to_hex();
         format!("\"{}\"", hash.get(..32).unwrap_or_default())
     }

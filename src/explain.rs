@@ -344,7 +344,7 @@ fn prompts<'a>(selection: &Selection<'a>, facts: &Facts<'a>) -> Vec<PromptPage<'
             content_bytes: prompt
                 .version
                 .as_ref()
-                .map_or(0, |version| version.content.len()),
+                .map_or(0, |version| version.layer.content_bytes()),
             revision: prompt.revision.to_string(),
             version_revision: prompt
                 .version

@@ -17,8 +17,8 @@ use crate::admit;
 use crate::condition;
 use crate::hours::BusinessHours;
 use crate::profile::{
-    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, OpenedCredential, Refusal,
-    RowRevision, TenantProfile, WithheldCredential,
+    CompiledBinding, CompiledPrompt, CompiledVersion, Layer, NumberProfile, OpenedCredential,
+    Refusal, RowRevision, TenantProfile, WithheldCredential,
 };
 use crate::row::{
     Binding, Bundle, Credential, Fault, NumberRecord, Prompt, Reason, Settings, Table, TenantRecord,
@@ -217,7 +217,7 @@ fn compile_prompt(row: &Prompt, faults: &mut Vec<Fault>) -> Result<CompiledPromp
         Some(version) => Some(CompiledVersion {
             id: version.id,
             version: version.version,
-            content: version.content.clone(),
+            layer: Layer::new(row, version).map_err(|_| Refusal::NoGoodRow)?,
             revision: revision(version)?,
         }),
         None => None,
@@ -295,10 +295,6 @@ fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
     add(hours.map_or(0, json).saturating_mul(2));
     for prompt in &bundle.prompts {
         add(size_of::<CompiledPrompt>().saturating_add(prompt.name.len()));
-        add(prompt
-            .version
-            .as_ref()
-            .map_or(0, |version| version.content.len()));
         for binding in &prompt.bindings {
             add(size_of::<CompiledBinding>());
             add(json(&binding.conditions).saturating_mul(2));
@@ -306,6 +302,13 @@ fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
                 add(text.as_ref().map_or(0, String::len));
             }
         }
+    }
+    for version in profile
+        .prompts
+        .iter()
+        .filter_map(|prompt| prompt.version.as_ref())
+    {
+        add(version.layer.json().len());
     }
     for one in &profile.credentials {
         add(size_of::<OpenedCredential>());

@@ -219,7 +219,7 @@ pub(crate) fn choose<'a>(
         };
         bytes = bytes
             .saturating_add(between)
-            .saturating_add(chosen.version.content.len());
+            .saturating_add(chosen.version.layer.content_bytes());
         if bytes > stack_bytes {
             // Nothing fits after what does not: `bytes` never shrinks.
             selection.left_out = selection.left_out.saturating_add(1);

@@ -280,7 +280,7 @@ fn credentials_never_outgrow_the_room_that_was_made_for_them() {
     assert_eq!(counts, (2, 1), "{:?}", profile.tenant.faults);
     let mut json = Json::with_capacity(16);
     json.open(None);
-    json.reserve_wiping(credentials_room(&profile, ALL));
+    json.out.reserve(credentials_room(&profile, ALL));
     let (at, room) = (json.out.as_ptr(), json.out.capacity());
     write_credentials(&mut json, &profile, ALL);
     json.close();

@@ -5,11 +5,9 @@ pub(super) mod tests;
 
 use std::time::Instant;
 
-use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
 use jiff::Timestamp;
 use serde_json::json;
-use zeroize::Zeroizing;
 
 use super::App;
 use super::audit::Audit;
@@ -385,8 +383,8 @@ fn told(
             } else {
                 StatusCode::OK
             };
-            let reply = Reply::new(code, Form::Json, wiped(resolved.body))
-                .with(header::ETAG, &resolved.etag);
+            let reply =
+                Reply::new(code, Form::Json, resolved.body).with(header::ETAG, &resolved.etag);
             if with_credentials {
                 no_store(reply)
             } else {
@@ -403,15 +401,10 @@ fn told(
             };
             no_store(Reply::ok(
                 Form::Json,
-                wiped(answer::credentials(profile, *staleness, &wanted)),
+                answer::credentials(profile, *staleness, &wanted),
             ))
         }
     })
-}
-
-/// A body that is wiped when the last byte is written and nobody holds it any more.
-fn wiped(body: Zeroizing<Vec<u8>>) -> Bytes {
-    Bytes::from_owner(body)
 }
 
 fn no_store(reply: Reply) -> Reply {

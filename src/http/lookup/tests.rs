@@ -1,5 +1,6 @@
 //! The routes of the call side over the platform's example rows, without sockets.
 
+use bytes::Bytes;
 use std::sync::Arc;
 
 use hyper::header::{HeaderMap, HeaderName, HeaderValue};
