@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help demo fuzz test test-faults test-start soak test-postgres-versions
+.PHONY: help bench demo fuzz test test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,6 +17,11 @@ test: ## everything a change must pass
 
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)
+
+bench: ## sidetone beside nginx, Redis, Postgres and a raw echo; writes docs/benchmarks.md; QUICK=1 in five minutes, ONLY=answers,copy some parts
+	@scripts/ensure-postgres
+	@scripts/ensure-peers
+	PATH=$$PATH:/usr/sbin QUICK=$(QUICK) ONLY=$(ONLY) SQLX_OFFLINE=true cargo bench --locked --bench side_by_side
 
 test-faults: ## twenty minutes at most: random faults under the judge, worlds, storms, hostile rows; SIDETONE_SEED=n repeats a run
 	scripts/test-faults

@@ -1,0 +1,206 @@
+//! sidetone beside its peers and the raw limit, in one run on one machine: `make bench`.
+//!
+//! Absolute numbers of a small machine say little; every claim is a ratio of medians of runs in alternation.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a benchmark ends where something is wrong, as a test does"
+)]
+
+#[path = "../../tests/it/cluster.rs"]
+mod cluster;
+
+mod answers;
+mod calls;
+mod calm;
+mod copy;
+mod fresh;
+mod growth;
+mod load;
+#[path = "../../tests/it/node.rs"]
+mod node;
+mod peers;
+mod report;
+mod rest;
+mod world;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cluster::Db;
+use load::{At, Framing, Question, Target};
+use node::Node;
+use report::{Section, Series};
+use tokio::runtime::Runtime;
+
+/// Settings of the measured node: what limits callers is off, so that the server is measured and not its limits.
+const SETTINGS: &str = r#"
+    http.tcp_rate = "off"
+    log.filter = "warn"
+    [[access]]
+    user = "0"
+    allow = ["config", "credentials"]
+    rate = "off"
+"#;
+
+/// How much is measured.
+struct Bench {
+    runtime: Runtime,
+    quick: bool,
+    alternations: usize,
+    lasts: Duration,
+}
+
+type Part = fn(&Bench) -> Section;
+
+/// The parts by the name that `ONLY` takes.
+const PARTS: &[(&str, Part)] = &[
+    ("answers", answers::measure),
+    ("calls", calls::measure),
+    ("calm", calm::measure),
+    ("fresh", fresh::measure),
+    ("copy", copy::measure),
+    ("growth", growth::measure),
+    ("rest", rest::measure),
+];
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let [_, echo, socket, request, answer] = &args[..]
+        && echo == "--echo"
+    {
+        let number = |text: &str| text.parse().expect("a number of bytes");
+        peers::be_echo(Path::new(socket), number(request), number(answer));
+    }
+    let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty());
+    let only = std::env::var("ONLY").unwrap_or_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build();
+    let bench = Bench {
+        runtime: runtime.expect("a runtime"),
+        quick,
+        alternations: if quick { 5 } else { 9 },
+        lasts: Duration::from_millis(if quick { 500 } else { 2000 }),
+    };
+    let _entered = bench.runtime.enter();
+    let mut report = report::head(quick);
+    for (name, part) in PARTS {
+        if only.is_empty() || only.split(',').any(|one| one == *name) {
+            let section = part(&bench);
+            println!("{}", section.markdown());
+            report += &section.markdown();
+        }
+    }
+    if only.is_empty() && !quick {
+        std::fs::write("docs/benchmarks.md", report).expect("docs/benchmarks.md can be written");
+    }
+}
+
+impl Bench {
+    /// The same load against each server in turn, again and again.
+    fn alternate(
+        &self,
+        section: &mut Section,
+        load: &str,
+        callers: usize,
+        servers: &[(&str, Target)],
+    ) {
+        let mut all: Vec<(String, Series)> = servers
+            .iter()
+            .map(|(name, _)| ((*name).to_owned(), Series::default()))
+            .collect();
+        for _ in 0..self.alternations {
+            for ((_, series), (_, target)) in all.iter_mut().zip(servers) {
+                let before = target.server.map(cpu_seconds);
+                let measured = load::closed(target, callers, self.lasts);
+                let spent = target
+                    .server
+                    .zip(before)
+                    .map(|(pid, before)| cpu_seconds(pid) - before);
+                series.add(&measured);
+                series.spent(spent.map_or(f64::NAN, |spent| spent / measured.latency.len() as f64));
+            }
+        }
+        section.keep(load, all);
+    }
+
+    /// Waits as long as a million rows may need.
+    fn until(&self, what: &str, mut holds: impl AsyncFnMut() -> bool) -> Duration {
+        let began = Instant::now();
+        self.runtime.block_on(async {
+            while !holds().await {
+                assert!(began.elapsed() < Duration::from_secs(600), "{what}");
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        });
+        began.elapsed()
+    }
+
+    /// Waits until a node holds a complete copy.
+    fn synced(&self, node: &Node) -> Duration {
+        self.until("the node never holds a complete copy", async || {
+            let ready = node.try_get("/readyz").await;
+            ready.is_ok_and(|reply| reply.status == 200 && reply.json()["synced"] == true)
+        })
+    }
+
+    /// A node with a complete copy.
+    fn node(&self, db: &Db<'_>, more: &str) -> Node {
+        let mut node = Node::prepare(&db.url(), &format!("{more}{SETTINGS}"));
+        node.start();
+        self.synced(&node);
+        node
+    }
+}
+
+/// A load on a node's Unix socket.
+fn ours(node: &Node, questions: Vec<Question>) -> Target {
+    Target {
+        at: At::Unix(node.unix()),
+        framing: Framing::Http,
+        questions: Arc::new(questions),
+        fresh: false,
+        server: Some(node.pid()),
+    }
+}
+
+/// Resident bytes of a process.
+fn resident(pid: u32) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<f64>().ok());
+    kib.unwrap_or(f64::NAN) * 1024.0
+}
+
+/// Ticks of `/proc/<pid>/stat` in a second, on every Linux.
+const USER_HZ: f64 = 100.0;
+
+/// Time that a process and its children have had on a core.
+fn cpu_seconds(pid: u32) -> f64 {
+    let Ok(processes) = std::fs::read_dir("/proc") else {
+        return f64::NAN;
+    };
+    let mut ticks = 0.0;
+    for process in processes.flatten() {
+        let stat = std::fs::read_to_string(process.path().join("stat")).unwrap_or_default();
+        let after = stat.rsplit(") ").next().unwrap_or_default();
+        let fields: Vec<&str> = after.split(' ').collect();
+        let id = stat.split(' ').next().and_then(|id| id.parse::<u32>().ok());
+        let parent = fields.get(1).and_then(|id| id.parse::<u32>().ok());
+        if id == Some(pid) || parent == Some(pid) {
+            let both = fields.iter().skip(11).take(2);
+            ticks += both
+                .filter_map(|ticks| ticks.parse::<f64>().ok())
+                .sum::<f64>();
+        }
+    }
+    ticks / USER_HZ
+}
