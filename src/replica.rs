@@ -539,7 +539,7 @@ impl Replica {
         self.marker.done(tried);
     }
 
-    /// Puts the predecessors of rows in force that processes died on again and again.
+    /// Puts the predecessors of rows in force that processes died on again and again, or nothing where they go on dying.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed.
@@ -557,9 +557,9 @@ impl Replica {
         &self,
         view: &View<'_>,
         txn: WriteTransaction,
-        convicted: Vec<Version>,
+        convicted: Vec<(Version, bool)>,
     ) -> Result<(), ReplicaError> {
-        for Version { key, hash } in convicted {
+        for (Version { key, hash }, hopeless) in convicted {
             match key {
                 Key::Tenant(id) => {
                     let was = view
@@ -568,7 +568,7 @@ impl Replica {
                         .flatten()
                         .filter(|was| was.hash == hash);
                     let Some(was) = was else { continue };
-                    let record = admit::tenant_set_aside(id, hash, Some(&was));
+                    let record = admit::tenant_set_aside(id, hash, (!hopeless).then_some(&was));
                     let sealed = seal(&self.key, &tenant_aad(id), &record)?;
                     let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
                     tried!(
@@ -581,7 +581,8 @@ impl Replica {
                     let Some(was) = was.filter(|was| was.record.hash == hash) else {
                         continue;
                     };
-                    let record = admit::number_set_aside(&e164, hash, Some(&was.record));
+                    let kept = (!hopeless).then_some(&was.record);
+                    let record = admit::number_set_aside(&e164, hash, kept);
                     let mut value = was.tenant.as_bytes().to_vec();
                     value.extend(seal(&self.key, &number_aad(was.tenant, &e164), &record)?);
                     let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;

@@ -5,7 +5,8 @@
 //! for each row of a long copy: there it says that rows are in hand, and only after a death among them each row is named.
 //!
 //! A row that was in hand once is held at its last good version until the rest is applied, and is then tried again: the
-//! death may have been an operator's SIGKILL. Only a second death sets it aside until its content changes.
+//! death may have been an operator's SIGKILL. Only a second death sets it aside until its content changes. Where what
+//! stands in for it kills as well, nothing does.
 //! The file holds keys and hashes of rows, nothing of their content.
 
 use std::fs::File;
@@ -26,6 +27,9 @@ const MOST: usize = 16;
 const ROOM: usize = 4096;
 /// Deaths that set a row aside until its content changes.
 const CONVICTED: u8 = 2;
+/// Deaths after which the rows before it are not answered from either: they kill too. As many more as convict, for one
+/// may have been an operator's SIGKILL.
+const HOPELESS: u8 = 2 * CONVICTED;
 
 /// A row's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,11 +110,16 @@ impl Ledger {
         deaths >= CONVICTED || (deaths > 0 && !trying)
     }
 
-    fn with(&self, convicted: bool) -> Vec<Version> {
-        self.suspects
-            .iter()
-            .filter(|known| (known.deaths >= CONVICTED) == convicted)
-            .map(|known| known.row.clone())
+    fn on_trial(&self) -> Vec<Version> {
+        let tried = self.suspects.iter().filter(|row| row.deaths < CONVICTED);
+        tried.map(|known| known.row.clone()).collect()
+    }
+
+    /// Rows set aside until their content changes, and whether not even those before them are to be in force.
+    fn convicted(&self) -> Vec<(Version, bool)> {
+        let convicted = self.suspects.iter().filter(|row| row.deaths >= CONVICTED);
+        convicted
+            .map(|known| (known.row.clone(), known.deaths >= HOPELESS))
             .collect()
     }
 
@@ -203,11 +212,11 @@ impl Marker {
     }
 
     pub(super) fn on_trial(&self) -> Vec<Version> {
-        self.ledger().with(false)
+        self.ledger().on_trial()
     }
 
-    pub(super) fn convicted(&self) -> Vec<Version> {
-        self.ledger().with(true)
+    pub(super) fn convicted(&self) -> Vec<(Version, bool)> {
+        self.ledger().convicted()
     }
 
     /// Everything came, the rows on trial too where they were tried: who is alive now was not killed by them.
@@ -258,7 +267,7 @@ mod tests {
         acquitted.acquit();
         assert!(!acquitted.holds(&bad, false));
         let mut twice = died_with(once, &bad);
-        assert!(twice.holds(&bad, true) && twice.with(true) == [bad.clone()]);
+        assert!(twice.holds(&bad, true) && twice.convicted() == [(bad.clone(), false)]);
         twice.acquit();
         assert!(
             twice.holds(&bad, true),
@@ -268,6 +277,8 @@ mod tests {
             twice.clone().after_start().holds(&bad, true),
             "and restarts"
         );
+        let hopeless = died_with(died_with(twice, &bad), &bad);
+        assert_eq!(hopeless.convicted(), [(bad, true)]);
     }
 
     #[test]

@@ -161,7 +161,7 @@ async fn an_innocent_row_in_hand_at_a_sigkill_comes_into_force_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them() {
+async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them_and_those_to_none() {
     let db = Cluster::shared().database().await;
     let mut node = Node::with_example(&db, "").await;
     for name in ["first", "second", "third"] {
@@ -187,6 +187,14 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them() {
     node.level().await;
     assert_eq!(node.get(MODEL).await.body, "second");
     assert_eq!(deadly(&node, "tenants").await, 1.0);
+    node.stop();
+    for _ in 0..2 {
+        start(&mut node, &[("SHIM_KILL_ON", &kill)]);
+        ended(&mut node).await;
+    }
+    node.start();
+    node.answering().await;
+    assert_eq!(node.get(MODEL).await.status, 503, "neither is answered");
     model(&db, "fourth").await;
     node.until(MODEL, |reply| reply.body == "fourth").await;
     equal(&node).await;
