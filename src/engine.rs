@@ -23,6 +23,7 @@ use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
 use crate::replica::{
     Applied, Hand, InHand, Incoming, Key, Replica, ReplicaError, Size, Terms, Version, View,
+    poison, unpanicked,
 };
 use crate::resolve;
 use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
@@ -429,10 +430,17 @@ impl Engine {
 
     /// Looks at every tenant and every faulty number once, so that quarantined rows are told after a start. Blocking.
     pub fn judge_all(&self) {
-        let told = self.replica.view().and_then(|view| {
+        let told = reread(|| {
+            let view = self.replica.view()?;
             for number in view.faulty_numbers()? {
-                if let (Ok(e164), Some(found)) = (number.parse::<E164>(), view.number(&number)?) {
-                    self.health.quarantine_number(&e164, found.record.faults);
+                let faults = match view.number(&number) {
+                    Err(err @ ReplicaError::Record { .. }) => {
+                        vec![unreadable(Table::TenantPhoneNumbers, number.clone(), &err)]
+                    }
+                    found => found?.map(|found| found.record.faults).unwrap_or_default(),
+                };
+                if let Ok(e164) = number.parse::<E164>() {
+                    self.health.quarantine_number(&e164, faults);
                 }
             }
             view.tenant_ids()
@@ -446,16 +454,13 @@ impl Engine {
 
     /// What is wrong with the rows of these tenants, credentials that do not open included.
     fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>, hand: Hand) {
-        let Ok(view) = self.replica.view() else {
-            return;
-        };
         let mut ids: Vec<Uuid> = ids.into_iter().collect();
         let on_trial = self.replica.on_trial();
         ids.sort_by_key(|id| on_trial.contains(&Key::Tenant(*id)));
         let names_each = self.replica.names_each(hand, ids.len());
         self.replica.take_in_hand(hand, InHand::Rows);
         for id in ids {
-            let faults = match view.tenant(id) {
+            let faults = match reread(|| self.replica.view()?.tenant(id)) {
                 Ok(Some(record)) => {
                     let key = Key::Tenant(id);
                     if names_each || on_trial.contains(&key) {
@@ -463,19 +468,16 @@ impl Engine {
                         self.replica
                             .take_in_hand(hand, InHand::Row(Version { key, hash }));
                     }
-                    match self.resolve_tenant(&record) {
-                        Ok(profile) => profile.faults,
-                        Err(_) => record.faults,
-                    }
+                    judged(id, record.faults.clone(), || self.resolve_tenant(&record))
                 }
                 Ok(None) => Vec::new(),
-                Err(err) => vec![Fault {
-                    table: Table::Tenants,
-                    key: id.to_string(),
-                    reason: Reason::Malformed,
-                    detail: err.to_string(),
-                    last_good: false,
-                }],
+                Err(err @ ReplicaError::Record { .. }) => {
+                    vec![unreadable(Table::Tenants, id.to_string(), &err)]
+                }
+                Err(err) => {
+                    tracing::error!(error = %err, "not every quarantined row can be told");
+                    break;
+                }
             };
             self.health.quarantine_tenant(id, faults);
         }
@@ -540,6 +542,42 @@ impl Engine {
     }
 }
 
+/// What fails for the file's sake is read again: the file may have been opened anew in between.
+fn reread<T>(read: impl Fn() -> Result<T, ReplicaError>) -> Result<T, ReplicaError> {
+    let mut found = read();
+    for _ in 1..TRIES {
+        if matches!(found, Ok(_) | Err(ReplicaError::Record { .. })) {
+            break;
+        }
+        found = read();
+    }
+    found
+}
+
+/// A record that does not open.
+fn unreadable(table: Table, key: String, err: &ReplicaError) -> Fault {
+    Fault {
+        table,
+        key,
+        reason: Reason::Malformed,
+        detail: err.to_string(),
+        last_good: false,
+    }
+}
+
+/// What is wrong with a tenant's rows, `known` before a profile is made of them. Making it may panic.
+fn judged(
+    id: Uuid,
+    known: Vec<Fault>,
+    resolve: impl FnOnce() -> Result<TenantProfile, Refusal>,
+) -> Vec<Fault> {
+    match unpanicked(resolve) {
+        Some(Ok(profile)) => profile.faults,
+        Some(Err(_)) => known,
+        None => [known, vec![poison(Table::Tenants, id.to_string(), false)]].concat(),
+    }
+}
+
 fn gauge(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -553,4 +591,43 @@ pub enum ReloadError {
     /// The replica could not be wrapped under it.
     #[error("{0}")]
     Replica(#[from] ReplicaError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_while_a_tenant_is_judged_is_a_fault_of_its_own_beside_those_known() {
+        let id = Uuid::from_u128(7);
+        let known = poison(Table::Prompts, "prompt".to_owned(), true);
+        let faults = judged(id, vec![known.clone()], || panic!("of the test"));
+        assert_eq!(faults.len(), 2);
+        assert_eq!(faults[0], known);
+        assert_eq!(faults[1].key, id.to_string());
+        assert_eq!(
+            judged(id, faults.clone(), || Err(Refusal::NoGoodRow)),
+            faults
+        );
+    }
+
+    #[test]
+    fn a_read_that_a_reopened_file_spoils_is_done_again_and_one_of_a_bad_record_is_not() {
+        let fails = |times: usize, err: fn() -> ReplicaError| {
+            let tried = std::cell::Cell::new(0);
+            let found = reread(|| {
+                tried.set(tried.get() + 1);
+                if tried.get() > times {
+                    Ok(())
+                } else {
+                    Err(err())
+                }
+            });
+            (found.is_ok(), tried.get())
+        };
+        assert_eq!(fails(1, || ReplicaError::Seal), (true, 2));
+        assert_eq!(fails(9, || ReplicaError::Seal), (false, TRIES));
+        let record = || ReplicaError::Record { key: String::new() };
+        assert_eq!(fails(1, record), (false, 1));
+    }
 }

@@ -141,6 +141,7 @@ use store::{NotOpen, Open, Store};
 use suspect::Marker;
 pub(crate) use suspect::{Hand, InHand, Version};
 use writer::Writer;
+pub(crate) use writer::{poison, unpanicked};
 
 /// What happened while opening, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]

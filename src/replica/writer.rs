@@ -389,11 +389,11 @@ impl Writer<'_, '_> {
 }
 
 /// Poison stays in its row, even one that we do not foresee.
-fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-fn poison(table: Table, key: String, last_good: bool) -> Fault {
+pub(crate) fn poison(table: Table, key: String, last_good: bool) -> Fault {
     let detail =
         "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
     Fault {
