@@ -337,15 +337,14 @@ impl Engine {
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = self.replica.apply(incoming, terms, |applied| {
-            let touched = if applied.everything {
+            self.cache.changing(if applied.everything {
                 Touched::All
             } else {
                 Touched::Named {
                     numbers: applied.numbers.iter().copied().collect(),
                     tenants: applied.tenants.iter().copied().collect(),
                 }
-            };
-            self.cache.step(&touched);
+            })
         });
         // A commit that failed may be on disk all the same: the next one would find nothing to change.
         let (applied, cursor) = applied.inspect_err(|_| self.cache.forget_all())?;

@@ -630,17 +630,18 @@ impl Replica {
         })
     }
 
-    /// Applies a batch with its cursor as one commit. `around` is called with what changed, right before the commit
-    /// and again after it: whatever was built from the old rows must not be answered from in between.
+    /// Applies a batch with its cursor as one commit. `around` is called with what changed right before the commit, and
+    /// what it returns is dropped right after, whatever became of the commit: what was built from the old rows must not
+    /// be answered from in between.
     /// Blocking; to be called by one thread at a time.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed.
-    pub fn apply(
+    pub fn apply<G>(
         &self,
         incoming: Incoming,
         terms: &Terms,
-        around: impl FnMut(&Applied),
+        around: impl FnOnce(&Applied) -> G,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let done = self
             .store
@@ -651,12 +652,12 @@ impl Replica {
         done
     }
 
-    fn write_batch(
+    fn write_batch<G>(
         &self,
         txn: WriteTransaction,
         mut incoming: Incoming,
         terms: &Terms,
-        mut around: impl FnMut(&Applied),
+        around: impl FnOnce(&Applied) -> G,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         self.marker.take(Hand::Applying, InHand::Rows);
         let (applied, next) = {
@@ -694,9 +695,9 @@ impl Replica {
             (applied, next)
         };
         self.marker.take(Hand::Applying, InHand::Nothing);
-        around(&applied);
+        let changing = around(&applied);
         let committed = tried!("committing", txn.commit());
-        around(&applied);
+        drop(changing);
         committed.map(|()| (applied, next))
     }
 }
