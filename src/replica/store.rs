@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, TryLockError};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
@@ -85,10 +85,16 @@ impl Store {
 
     /// One commit as it stands.
     pub(super) fn read(&self) -> Result<ReadTransaction, ReplicaError> {
-        if self.trouble().is_some()
-            && let Ok(_no_writer) = self.writing.try_lock()
-        {
-            self.go_on_reading();
+        if self.trouble().is_some() {
+            // Poisoned: by a writer that panicked and is gone.
+            let alone = match self.writing.try_lock() {
+                Ok(alone) => Some(alone),
+                Err(TryLockError::Poisoned(alone)) => Some(alone.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            };
+            if alone.is_some() {
+                self.go_on_reading();
+            }
         }
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = open.as_ref() else {
@@ -169,5 +175,26 @@ impl Store {
                 Err(self.closed(why))
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_writer_that_panicked_readers_still_open_a_failed_file_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let opened = Open::writable(&path, false).unwrap_or_else(|_| panic!("a new file"));
+        let store = Store::new(path, opened);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            store.write(|_| -> Result<(), ReplicaError> { panic!("of the test") })
+        }));
+        assert!(panicked.is_err());
+        let spoil = |open: &Open| open.trouble.set("of the test".to_owned());
+        spoil(store.open.read().unwrap().as_ref().unwrap()).unwrap();
+        store.read().unwrap();
+        assert_eq!(store.trouble(), None);
     }
 }
