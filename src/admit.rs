@@ -128,6 +128,12 @@ fn predecessor<T: Clone + PartialEq>(
     }
 }
 
+/// Whether the newest document is set aside, for the process died on it.
+#[must_use]
+pub fn is_set_aside(faults: &[Fault]) -> bool {
+    faults.iter().any(|fault| fault.reason == Reason::Deadly)
+}
+
 /// The number's record while the newest document is set aside, for the process died on it.
 /// Where that document is in force already, the good row before it is put in force.
 #[must_use]
@@ -161,8 +167,7 @@ pub fn number_set_aside(
 /// The same of a tenant.
 #[must_use]
 pub fn tenant_set_aside(id: Uuid, hash: DocHash, previous: Option<&TenantRecord>) -> TenantRecord {
-    let aside = |fault: &Fault| fault.reason == Reason::Deadly;
-    let in_force = previous.is_some_and(|last| last.hash == hash && !last.faults.iter().any(aside));
+    let in_force = previous.is_some_and(|last| last.hash == hash && !is_set_aside(&last.faults));
     let bundle = previous.and_then(|last| {
         if in_force {
             last.before.as_deref().cloned()

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,7 @@ pub struct Engine {
     /// Key reloads and batches change the replica one at a time.
     writing: Mutex<()>,
     ahead: ArcSwap<Ahead>,
+    judged: AtomicBool,
 }
 
 /// Tenants that Postgres calls not active, known ahead of their rows.
@@ -112,7 +114,8 @@ impl Engine {
         if let Err(err) = parts.replica.set_convicted_aside() {
             tracing::error!(error = %err, "rows that the process died on cannot be set aside");
         }
-        if parts.replica.is_complete()? {
+        let complete = parts.replica.is_complete()?;
+        if complete {
             parts.health.set_synced();
             parts.metrics.synced.set(1);
         }
@@ -131,6 +134,7 @@ impl Engine {
             metrics: parts.metrics,
             writing: Mutex::new(()),
             ahead: ArcSwap::default(),
+            judged: AtomicBool::new(!complete),
         })
     }
 
@@ -354,7 +358,7 @@ impl Engine {
             self.health.quarantine_number(number, faults.clone());
         }
         self.judge_tenants(applied.tenants.iter().copied(), Hand::Applying);
-        self.replica.survived(terms.tries_suspects);
+        self.replica.survived(terms);
         self.tell_size();
         Ok((applied, cursor))
     }
@@ -370,9 +374,10 @@ impl Engine {
 
     /// A pull that was sent at this time since boot proved level.
     ///
-    /// While a row waits to be tried again, what this node answers is older than that.
+    /// While a row waits to be tried again, what this node answers is older than that; so it may be until every row was
+    /// [looked at](Self::judge_all).
     pub fn proven_level(&self, sent: Duration) {
-        if !self.replica.on_trial().is_empty() {
+        if !self.judged.load(Ordering::Acquire) || !self.replica.on_trial().is_empty() {
             return;
         }
         self.health.proven_level(sent);
@@ -429,6 +434,13 @@ impl Engine {
 
     /// Looks at every tenant and every faulty number once, so that quarantined rows are told after a start. Blocking.
     pub fn judge_all(&self) {
+        if unpanicked(|| self.look_at_all()).is_none() {
+            tracing::error!("quarantined rows cannot be told");
+        }
+        self.judged.store(true, Ordering::Release);
+    }
+
+    fn look_at_all(&self) {
         let told = reread(|| {
             let view = self.replica.view()?;
             for number in view.faulty_numbers()? {
@@ -436,7 +448,14 @@ impl Engine {
                     Err(err @ ReplicaError::Record { .. }) => {
                         vec![unreadable(Table::TenantPhoneNumbers, number.clone(), &err)]
                     }
-                    found => found?.map(|found| found.record.faults).unwrap_or_default(),
+                    found => found?.map_or_else(Vec::new, |found| {
+                        let row = Version {
+                            key: Key::Number(number.clone()),
+                            hash: found.record.hash,
+                        };
+                        self.replica.found(row, &found.record.faults);
+                        found.record.faults
+                    }),
                 };
                 if let Ok(e164) = number.parse::<E164>() {
                     self.health.quarantine_number(&e164, faults);
@@ -461,11 +480,13 @@ impl Engine {
         for id in ids {
             let faults = match reread(|| self.replica.view()?.tenant(id)) {
                 Ok(Some(record)) => {
-                    let key = Key::Tenant(id);
-                    if names_each || on_trial.contains(&key) {
-                        let hash = record.hash;
-                        self.replica
-                            .take_in_hand(hand, InHand::Row(Version { key, hash }));
+                    let row = Version {
+                        key: Key::Tenant(id),
+                        hash: record.hash,
+                    };
+                    self.replica.found(row.clone(), &record.faults);
+                    if names_each || on_trial.contains(&row.key) {
+                        self.replica.take_in_hand(hand, InHand::Row(row));
                     }
                     judged(id, record.faults.clone(), || self.resolve_tenant(&record))
                 }

@@ -175,6 +175,16 @@ pub struct Cover {
     pub numbers: BTreeSet<String>,
 }
 
+impl Cover {
+    /// Whether it names this row.
+    fn covers(&self, key: &Key) -> bool {
+        match key {
+            Key::Tenant(id) => self.tenants.contains(id),
+            Key::Number(e164) => self.numbers.contains(e164),
+        }
+    }
+}
+
 /// How a batch is applied.
 #[derive(Debug, Clone)]
 pub struct Terms {
@@ -535,9 +545,16 @@ impl Replica {
             .collect()
     }
 
-    /// A batch is in force and what is made of it too; `tried`: with the rows on trial.
-    pub(crate) fn survived(&self, tried: bool) {
-        self.marker.done(tried);
+    /// A record as it was found: one that is set aside, with nothing known against its row, is tried again.
+    pub(crate) fn found(&self, row: Version, faults: &[Fault]) {
+        if admit::is_set_aside(faults) {
+            self.marker.is_aside(row);
+        }
+    }
+
+    /// A batch is in force and what is made of it too.
+    pub(crate) fn survived(&self, terms: &Terms) {
+        self.marker.done(terms);
     }
 
     /// Puts the predecessors of rows in force that processes died on again and again, or nothing where they go on dying.

@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::Key;
+use super::{Key, Terms};
 use crate::row::DocHash;
 
 /// Rows of a chunk that are named one by one in any case.
@@ -73,6 +73,9 @@ struct Ledger {
     judging: InHand,
     #[serde(default)]
     suspects: Vec<Suspect>,
+    /// Rows that a record calls deadly and nothing above does: this file was lost, is older or had no room.
+    #[serde(skip)]
+    unknown: Vec<Version>,
     /// Whether each row is named, after a death among rows.
     #[serde(skip)]
     careful: (bool, bool),
@@ -112,7 +115,8 @@ impl Ledger {
 
     fn on_trial(&self) -> Vec<Version> {
         let tried = self.suspects.iter().filter(|row| row.deaths < CONVICTED);
-        tried.map(|known| known.row.clone()).collect()
+        let tried = tried.map(|known| &known.row).chain(&self.unknown);
+        tried.cloned().collect()
     }
 
     /// Rows set aside until their content changes, and whether not even those before them are to be in force.
@@ -126,6 +130,13 @@ impl Ledger {
     /// The rows on trial came and nothing happened.
     fn acquit(&mut self) {
         self.suspects.retain(|known| known.deaths >= CONVICTED);
+    }
+
+    /// A record says that this row is set aside.
+    fn is_aside(&mut self, row: Version) {
+        if self.deaths(&row) == 0 && !self.unknown.contains(&row) {
+            self.unknown.push(row);
+        }
     }
 }
 
@@ -219,13 +230,19 @@ impl Marker {
         self.ledger().convicted()
     }
 
+    /// A record says that this row is set aside: it is tried again where nothing is known against it.
+    pub(super) fn is_aside(&self, row: Version) {
+        self.ledger().is_aside(row);
+    }
+
     /// Everything came, the rows on trial too where they were tried: who is alive now was not killed by them.
-    pub(super) fn done(&self, tried: bool) {
+    pub(super) fn done(&self, terms: &Terms) {
         let mut ledger = self.ledger();
         let before = ledger.clone();
         ledger.careful.0 = false;
         ledger.applying = InHand::Nothing;
-        if tried {
+        ledger.unknown.retain(|row| !terms.cover.covers(&row.key));
+        if terms.tries_suspects {
             ledger.acquit();
         }
         if *ledger != before {
@@ -235,9 +252,10 @@ impl Marker {
 
     /// The content of this row is another, or the row is gone.
     pub(super) fn forget(&self, key: &Key, but: Option<DocHash>) {
-        self.ledger()
-            .suspects
-            .retain(|known| known.row.key != *key || Some(known.row.hash) == but);
+        let stays = |row: &Version| row.key != *key || Some(row.hash) == but;
+        let mut ledger = self.ledger();
+        ledger.suspects.retain(|known| stays(&known.row));
+        ledger.unknown.retain(stays);
     }
 }
 
@@ -279,6 +297,17 @@ mod tests {
         );
         let hopeless = died_with(died_with(twice, &bad), &bad);
         assert_eq!(hopeless.convicted(), [(bad, true)]);
+    }
+
+    #[test]
+    fn a_row_that_only_its_record_calls_deadly_is_on_trial_and_one_known_already_is_not_twice() {
+        let (lost, known) = (row("+1", "lost"), row("+2", "known"));
+        let mut ledger = died_with(Ledger::default(), &known);
+        for row in [&known, &lost, &lost] {
+            ledger.is_aside(row.clone());
+        }
+        assert_eq!(ledger.on_trial(), [known, lost.clone()]);
+        assert!(!ledger.holds(&lost, false), "nothing is known against it");
     }
 
     #[test]

@@ -62,9 +62,13 @@ impl Writer<'_, '_> {
         false
     }
 
-    /// Whether a row that is here already comes to be tried.
-    fn is_tried(&self, row: &Version) -> bool {
-        self.terms.tries_suspects && self.marker.suspects(row) && !self.marker.holds(row, true)
+    /// Whether a row that is here already, with these faults, needs nothing more: it does not come to be tried, and where
+    /// it is set aside, that is still to be so.
+    fn is_settled(&self, row: &Version, faults: &[Fault]) -> bool {
+        let tries = self.terms.tries_suspects;
+        let holds = self.marker.holds(row, tries);
+        let tried = tries && self.marker.suspects(row) && !holds;
+        !tried && (holds || !admit::is_set_aside(faults))
     }
 
     fn take(&mut self, row: Row) -> Result<(), ReplicaError> {
@@ -96,7 +100,7 @@ impl Writer<'_, '_> {
         };
         if let Some(Ok(was)) = &was
             && was.hash == row.hash
-            && !self.is_tried(&row)
+            && self.is_settled(&row, &was.faults)
         {
             return Ok(());
         }
@@ -144,7 +148,7 @@ impl Writer<'_, '_> {
         if let Some(Ok(was)) = &was
             && was.tenant == tenant
             && was.record.hash == hash
-            && !self.is_tried(&row)
+            && self.is_settled(&row, &was.record.faults)
         {
             return Ok(());
         }
