@@ -84,8 +84,12 @@ struct Ledger {
 impl Ledger {
     /// What an earlier process left in hand when it ended is under suspicion.
     fn after_start(mut self) -> Self {
-        let left = [&mut self.applying, &mut self.judging].map(std::mem::take);
+        let mut left = [&mut self.applying, &mut self.judging].map(std::mem::take);
         self.careful = (left[0] != InHand::Nothing, left[1] != InHand::Nothing);
+        // One death is one, in whichever hands the row was.
+        if left[0] == left[1] {
+            left[1] = InHand::Nothing;
+        }
         for row in left {
             let InHand::Row(row) = row else { continue };
             match self.suspects.iter_mut().find(|known| known.row == row) {
@@ -297,6 +301,17 @@ mod tests {
         );
         let hopeless = died_with(died_with(twice, &bad), &bad);
         assert_eq!(hopeless.convicted(), [(bad, true)]);
+    }
+
+    #[test]
+    fn a_row_in_two_hands_at_a_death_died_once() {
+        let bad = row("+1", "bad");
+        let once = Ledger {
+            judging: InHand::Row(bad.clone()),
+            ..Ledger::default()
+        };
+        let once = died_with(once, &bad);
+        assert_eq!((once.deaths(&bad), once.careful), (1, (true, true)));
     }
 
     #[test]
