@@ -566,44 +566,40 @@ impl Replica {
         if convicted.is_empty() {
             return Ok(());
         }
-        let view = self.view()?;
-        self.store
-            .write(|txn| self.write_aside(&view, txn, convicted))
+        self.store.write(|txn| self.write_aside(txn, convicted))
     }
 
     fn write_aside(
         &self,
-        view: &View<'_>,
         txn: WriteTransaction,
         convicted: Vec<(Version, bool)>,
     ) -> Result<(), ReplicaError> {
         for (Version { key, hash }, hopeless) in convicted {
             match key {
                 Key::Tenant(id) => {
-                    let was = view
-                        .tenant(id)
-                        .ok()
-                        .flatten()
-                        .filter(|was| was.hash == hash);
-                    let Some(was) = was else { continue };
+                    let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
+                    let was = tried!("setting a row aside", tenants.get(id.as_bytes().as_slice()))?
+                        .and_then(|value| open_tenant(&self.key, id, value.value()).ok());
+                    let Some(was) = was.filter(|was| was.hash == hash) else {
+                        continue;
+                    };
                     let record = admit::tenant_set_aside(id, hash, (!hopeless).then_some(&was));
                     let sealed = seal(&self.key, &tenant_aad(id), &record)?;
-                    let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
                     tried!(
                         "setting a row aside",
                         tenants.insert(id.as_bytes().as_slice(), sealed.as_slice())
                     )?;
                 }
                 Key::Number(e164) => {
-                    let was = view.number(&e164).ok().flatten();
+                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    let was = tried!("setting a row aside", numbers.get(e164.as_bytes()))?
+                        .and_then(|value| open_number(&self.key, &e164, value.value()).ok());
                     let Some(was) = was.filter(|was| was.record.hash == hash) else {
                         continue;
                     };
                     let kept = (!hopeless).then_some(&was.record);
                     let record = admit::number_set_aside(&e164, hash, kept);
-                    let mut value = was.tenant.as_bytes().to_vec();
-                    value.extend(seal(&self.key, &number_aad(was.tenant, &e164), &record)?);
-                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    let value = number_value(&self.key, was.tenant, &e164, &record)?;
                     tried!(
                         "setting a row aside",
                         numbers.insert(e164.as_bytes(), value.as_slice())
@@ -890,6 +886,17 @@ fn write_cursor(
 fn seal(key: &DataKey, aad: &[u8], record: &impl Serialize) -> Result<Vec<u8>, ReplicaError> {
     let json = serde_json::to_vec(record).map_err(|_| ReplicaError::Seal)?;
     key.seal(aad, &json).map_err(|_| ReplicaError::Seal)
+}
+
+/// What stands in `numbers`: the tenant, then the sealed record.
+fn number_value(
+    key: &DataKey,
+    tenant: Uuid,
+    e164: &str,
+    record: &NumberRecord,
+) -> Result<Vec<u8>, ReplicaError> {
+    let sealed = seal(key, &number_aad(tenant, e164), record)?;
+    Ok([tenant.as_bytes().as_slice(), &sealed].concat())
 }
 
 fn number_aad(tenant: Uuid, e164: &str) -> Vec<u8> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::suspect::{Hand, InHand, Marker, Version};
 use super::{
-    Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_aad,
+    Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_value,
     open_number, open_tenant, seal, split_index, tenant_aad,
 };
 use crate::admit;
@@ -185,10 +185,7 @@ impl Writer<'_, '_> {
                 before: previous.and_then(|was| was.before.clone()),
             })
         };
-        let sealed = seal(self.key, &number_aad(tenant, e164), &record)?;
-        let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
-        value.extend_from_slice(tenant.as_bytes());
-        value.extend_from_slice(&sealed);
+        let value = number_value(self.key, tenant, e164, &record)?;
         tried!(
             "writing a number",
             self.numbers.insert(e164.as_bytes(), value.as_slice())
