@@ -33,8 +33,10 @@ use crate::source::ReadThrough;
 
 /// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
 const TRIES: usize = 3;
-/// Between two tries to read from a disk that fails.
+/// Between two tries to read from a disk that fails: twice as long each time, up to this long. The file is opened anew
+/// meanwhile.
 const BREATH: Duration = Duration::from_millis(1);
+const BREATH_MOST: Duration = Duration::from_millis(128);
 
 /// An answer's configuration and its age.
 #[derive(Debug, Clone)]
@@ -150,7 +152,7 @@ impl Engine {
         let staleness = self.health.staleness();
         // Before the rows are read: once it is forgotten, they say the same.
         let ahead = self.ahead.load();
-        let mut profile = self.local(number)?;
+        let mut profile = self.local(number).await?;
         profile.suspended_ahead = ahead.tenants.contains(&profile.tenant.tenant.id);
         Ok(Found { profile, staleness })
     }
@@ -173,32 +175,32 @@ impl Engine {
     }
 
     /// A read that a failing disk spoiled is done again, for the replica is opened anew then.
-    fn local(&self, number: &E164) -> Result<Profile, Refusal> {
-        for _ in 0..TRIES {
+    async fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+        let mut breath = BREATH;
+        loop {
             match self.local_once(number) {
-                Err(Refusal::Unreadable) => std::thread::sleep(BREATH),
-                found => return found,
+                Ok(profile) => return Ok(profile),
+                Err(Missed::Refused(refusal)) => return Err(refusal),
+                Err(Missed::Unread(err))
+                    if breath > BREATH_MOST || matches!(err, ReplicaError::Record { .. }) =>
+                {
+                    tracing::error!(error = %err, "a question could not be answered from the replica");
+                    return Err(Refusal::Unreadable);
+                }
+                Err(Missed::Unread(_)) => tokio::time::sleep(breath).await,
             }
+            breath = breath.saturating_mul(2);
         }
-        self.local_once(number)
     }
 
-    fn local_once(&self, number: &E164) -> Result<Profile, Refusal> {
+    fn local_once(&self, number: &E164) -> Result<Profile, Missed> {
         if let Some((number, tenant)) = self.cache.get(number) {
             return Ok(Profile::new(number, tenant));
         }
         self.metrics.cache_fills.inc();
-        let unreadable = |err: ReplicaError| {
-            tracing::error!(error = %err, "a question could not be answered from the replica");
-            Refusal::Unreadable
-        };
         for _ in 0..TRIES {
             let number_generation = self.cache.number_generation(number);
-            let found = self
-                .replica
-                .view()
-                .and_then(|view| view.number(number.as_str()))
-                .map_err(unreadable)?;
+            let found = self.replica.view()?.number(number.as_str())?;
             let found = found.ok_or(Refusal::UnknownNumber)?;
             let tenant_generation = self.cache.tenant_generation(found.tenant);
             if let Some(tenant) = self.cache.tenant(found.tenant)
@@ -209,9 +211,9 @@ impl Engine {
                 return Ok(Profile::new(profile, tenant));
             }
             // The tenant is not in memory: read both anew as of one commit, after both generations were taken.
-            let view = self.replica.view().map_err(unreadable)?;
-            let Some((of, profile, record)) = Self::pair(&view, number).map_err(unreadable)? else {
-                return Err(Refusal::UnknownNumber);
+            let view = self.replica.view()?;
+            let Some((of, profile, record)) = Self::pair(&view, number)? else {
+                return Err(Refusal::UnknownNumber.into());
             };
             let profile = Arc::new(profile?);
             let tenant = Arc::new(self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?);
@@ -221,10 +223,8 @@ impl Engine {
                 return Ok(Profile::new(profile, tenant));
             }
         }
-        let view = self.replica.view().map_err(unreadable)?;
-        let (_, profile, record) = Self::pair(&view, number)
-            .map_err(unreadable)?
-            .ok_or(Refusal::UnknownNumber)?;
+        let view = self.replica.view()?;
+        let (_, profile, record) = Self::pair(&view, number)?.ok_or(Refusal::UnknownNumber)?;
         let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
         Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
     }
@@ -257,7 +257,7 @@ impl Engine {
             return if self.health.is_synced() {
                 Ok(Found {
                     staleness: self.health.staleness(),
-                    profile: self.local(number)?,
+                    profile: self.local(number).await?,
                 })
             } else {
                 Err(Refusal::NeverSynced)
@@ -559,6 +559,24 @@ impl Engine {
             cache_entries,
             cache_bytes,
         }
+    }
+}
+
+/// Why a number's configuration was not found.
+enum Missed {
+    Refused(Refusal),
+    Unread(ReplicaError),
+}
+
+impl From<Refusal> for Missed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<ReplicaError> for Missed {
+    fn from(err: ReplicaError) -> Self {
+        Self::Unread(err)
     }
 }
 

@@ -68,6 +68,14 @@ impl Disk {
         (disk, trouble)
     }
 
+    /// After the first error nothing is written any more: somebody else may have opened the file since.
+    fn takes(&self) -> io::Result<()> {
+        match self.trouble.get() {
+            Some(why) => Err(io::Error::other(why.clone())),
+            None => Ok(()),
+        }
+    }
+
     fn kept<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(err) = &done {
             let _ = self.trouble.set(err.to_string());
@@ -182,21 +190,23 @@ impl StorageBackend for Disk {
                 lock(over).length = len;
                 Ok(())
             }
-            None => self.kept(self.file.set_len(len)),
+            None => self.kept(self.takes().and_then(|()| self.file.set_len(len))),
         }
     }
 
     fn sync_data(&self) -> io::Result<()> {
         match &self.over {
             Some(_) => Ok(()),
-            None => self.kept(self.file.sync_data()),
+            None => self.kept(self.takes().and_then(|()| self.file.sync_data())),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.kept(match &self.over {
             Some(over) => lock(over).write(&self.file, offset, data),
-            None => self.file.write_all_at(data, offset),
+            None => self
+                .takes()
+                .and_then(|()| self.file.write_all_at(data, offset)),
         })
     }
 }
@@ -248,5 +258,18 @@ mod tests {
         lock(disk.over.as_ref().unwrap()).length = PAGE;
         assert!(disk.read(0, &mut [0]).is_err());
         assert!(trouble.get().is_some());
+    }
+
+    #[test]
+    fn after_an_error_nothing_is_written_to_a_file_that_others_may_have_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _) = Disk::writable(&dir.path().join("file")).unwrap();
+        disk.write(0, b"before").unwrap();
+        assert!(disk.read(3, &mut [0; 9]).is_err());
+        assert!(disk.write(0, b"after!").is_err() && disk.set_len(1).is_err());
+        assert!(disk.sync_data().is_err());
+        let mut is = [0; 6];
+        disk.read(0, &mut is).unwrap();
+        assert_eq!(&is, b"before");
     }
 }
