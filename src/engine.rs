@@ -473,8 +473,9 @@ impl Engine {
     /// What is wrong with the rows of these tenants, credentials that do not open included.
     fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>, hand: Hand) {
         let mut ids: Vec<Uuid> = ids.into_iter().collect();
-        let on_trial = self.replica.on_trial();
-        ids.sort_by_key(|id| on_trial.contains(&Key::Tenant(*id)));
+        // First, before a call has one of them in hand and dies while another row is named.
+        let suspects = self.replica.suspects();
+        ids.sort_by_key(|id| !suspects.contains(&Key::Tenant(*id)));
         let names_each = self.replica.names_each(hand, ids.len());
         self.replica.take_in_hand(hand, InHand::Rows);
         for id in ids {
@@ -485,7 +486,7 @@ impl Engine {
                         hash: record.hash,
                     };
                     self.replica.found(row.clone(), &record.faults);
-                    if names_each || on_trial.contains(&row.key) {
+                    if names_each || suspects.contains(&row.key) {
                         self.replica.take_in_hand(hand, InHand::Row(row));
                     }
                     judged(id, record.faults.clone(), || self.resolve_tenant(&record))

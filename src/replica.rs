@@ -545,6 +545,12 @@ impl Replica {
             .collect()
     }
 
+    /// Rows that processes died on, whether they are tried again or not.
+    pub(crate) fn suspects(&self) -> Vec<Key> {
+        let convicted = self.marker.convicted().into_iter().map(|(row, _)| row.key);
+        self.on_trial().into_iter().chain(convicted).collect()
+    }
+
     /// A record as it was found: one that is set aside, with nothing known against its row, is tried again.
     pub(crate) fn found(&self, row: Version, faults: &[Fault]) {
         if admit::is_set_aside(faults) {

@@ -198,8 +198,9 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them_and_th
     node.stop();
     node.configure(AWAY, "");
     let kill = format!(r#""judging":{{"row":{{"key":{{"tenant":"{ACME_ID}""#);
-    for _ in 0..2 {
-        start(&mut node, &[("SHIM_KILL_ON", &kill)]);
+    // The second time at whichever tenant is looked at first: the one under suspicion.
+    for kill in [kill.as_str(), r#""judging":{"row":{"key":{"tenant":""#] {
+        start(&mut node, &[("SHIM_KILL_ON", kill)]);
         ended(&mut node).await;
     }
     node.start();
