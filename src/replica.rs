@@ -1003,3 +1003,81 @@ fn is_damage(err: &io::Error) -> bool {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Identity;
+    use crate::sample::{ACME, KEYRING, LIMITS, tenant_document, uuid};
+
+    #[test]
+    fn a_convicted_row_is_set_aside_though_the_file_must_be_opened_for_writing_first() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        let mut document = tenant_document(ACME);
+        for model in ["first", "second"] {
+            document["settings"]["model"] = model.into();
+            apply(&replica, document.to_string());
+        }
+        let convicted = format!(
+            r#"{{"suspects":[{{"row":{{"key":{{"tenant":"{ACME}"}},"hash":"{}"}},"deaths":2}}]}}"#,
+            String::from(DocHash::of(&document.to_string()))
+        );
+        let Replica {
+            store,
+            key,
+            stamp,
+            _lock,
+            ..
+        } = replica;
+        let path = store.path().to_path_buf();
+        drop(store);
+        std::fs::write(dir.join("in-hand"), convicted + "\n").unwrap();
+        let only_read = Open::read_only(&path, false, "of the test".to_owned());
+        let replica = Replica {
+            store: Store::new(path, only_read.unwrap_or_else(|_| panic!("it opens"))),
+            key,
+            stamp,
+            marker: Marker::open(&dir.join("in-hand")),
+            _lock,
+        };
+        replica.set_convicted_aside().unwrap();
+        let record = replica.view().unwrap().tenant(uuid(ACME)).unwrap().unwrap();
+        assert!(admit::is_set_aside(&record.faults));
+        assert_eq!(record.bundle.settings.unwrap().model, "first");
+    }
+
+    fn apply(replica: &Replica, document: String) {
+        let cover = Cover {
+            tenants: BTreeSet::from([uuid(ACME)]),
+            ..Cover::default()
+        };
+        let terms = Terms {
+            told: cover.clone(),
+            cover,
+            limits: LIMITS,
+            hold_percent: 100,
+            accept_loss: false,
+            settles_held: true,
+            tries_suspects: false,
+        };
+        let next = Cursor {
+            snapshot: "10:10:".parse().unwrap(),
+            identity: Identity {
+                system: "1".into(),
+                started: "now".into(),
+                recovery: false,
+                database: 1,
+            },
+            tenants: None,
+            held: false,
+        };
+        let rows = vec![Row::Tenant {
+            id: uuid(ACME),
+            document,
+        }];
+        let done = replica.apply(Incoming::whole(rows, next), &terms, |_| ());
+        assert_eq!(done.unwrap().0.written, 1);
+    }
+}
