@@ -64,34 +64,44 @@ struct Suspect {
     deaths: u8,
 }
 
+/// What one hand does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Work {
+    in_hand: InHand,
+    /// Whether each row is named, after a death among rows.
+    #[serde(skip)]
+    careful: bool,
+}
+
 /// What is known of deaths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Ledger {
     #[serde(default)]
-    applying: InHand,
+    applying: Work,
     #[serde(default)]
-    judging: InHand,
+    judging: Work,
     #[serde(default)]
     suspects: Vec<Suspect>,
     /// Rows that a record calls deadly and nothing above does: this file was lost, is older or had no room.
     #[serde(skip)]
     unknown: Vec<Version>,
-    /// Whether each row is named, after a death among rows.
-    #[serde(skip)]
-    careful: (bool, bool),
 }
 
 impl Ledger {
     /// What an earlier process left in hand when it ended is under suspicion.
     fn after_start(mut self) -> Self {
-        let mut left = [&mut self.applying, &mut self.judging].map(std::mem::take);
-        self.careful = (left[0] != InHand::Nothing, left[1] != InHand::Nothing);
-        // One death is one, in whichever hands the row was.
-        if left[0] == left[1] {
-            left[1] = InHand::Nothing;
+        let mut died = Vec::new();
+        for work in [&mut self.applying, &mut self.judging] {
+            let left = std::mem::take(&mut work.in_hand);
+            work.careful = left != InHand::Nothing;
+            // One death is one, in however many hands the row was.
+            died.extend(match left {
+                InHand::Row(row) if !died.contains(&row) => Some(row),
+                _ => None,
+            });
         }
-        for row in left {
-            let InHand::Row(row) = row else { continue };
+        for row in died {
             match self.suspects.iter_mut().find(|known| known.row == row) {
                 Some(known) => known.deaths = known.deaths.saturating_add(1),
                 None => {
@@ -104,6 +114,13 @@ impl Ledger {
             }
         }
         self
+    }
+
+    fn work(&mut self, hand: Hand) -> &mut Work {
+        match hand {
+            Hand::Applying => &mut self.applying,
+            Hand::Judging => &mut self.judging,
+        }
     }
 
     fn deaths(&self, row: &Version) -> u8 {
@@ -198,24 +215,16 @@ impl Marker {
     /// From now on this is in hand.
     pub(super) fn take(&self, hand: Hand, what: InHand) {
         let mut ledger = self.ledger();
-        let at = match hand {
-            Hand::Applying => &mut ledger.applying,
-            Hand::Judging => &mut ledger.judging,
-        };
-        if *at != what {
-            *at = what;
+        let work = ledger.work(hand);
+        if work.in_hand != what {
+            work.in_hand = what;
             self.write(&ledger);
         }
     }
 
     /// Whether each of so many rows is to be named.
     pub(super) fn names_each(&self, hand: Hand, rows: usize) -> bool {
-        let careful = self.ledger().careful;
-        rows <= FEW
-            || match hand {
-                Hand::Applying => careful.0,
-                Hand::Judging => careful.1,
-            }
+        rows <= FEW || self.ledger().work(hand).careful
     }
 
     pub(super) fn suspects(&self, row: &Version) -> bool {
@@ -243,8 +252,7 @@ impl Marker {
     pub(super) fn done(&self, terms: &Terms) {
         let mut ledger = self.ledger();
         let before = ledger.clone();
-        ledger.careful.0 = false;
-        ledger.applying = InHand::Nothing;
+        ledger.applying = Work::default();
         ledger.unknown.retain(|row| !terms.cover.covers(&row.key));
         if terms.tries_suspects {
             ledger.acquit();
@@ -275,7 +283,7 @@ mod tests {
     }
 
     fn died_with(mut ledger: Ledger, row: &Version) -> Ledger {
-        ledger.applying = InHand::Row(row.clone());
+        ledger.applying.in_hand = InHand::Row(row.clone());
         ledger.after_start()
     }
 
@@ -283,7 +291,7 @@ mod tests {
     fn a_row_in_hand_at_a_death_is_held_until_it_is_tried_and_for_good_after_a_second_death() {
         let (bad, other) = (row("+1", "bad"), row("+2", "good"));
         let once = died_with(Ledger::default(), &bad);
-        assert!(once.holds(&bad, false) && !once.holds(&bad, true) && once.careful.0);
+        assert!(once.holds(&bad, false) && !once.holds(&bad, true) && once.applying.careful);
         assert!(!once.holds(&other, false) && !once.holds(&row("+1", "put right"), false));
         let mut acquitted = once.clone();
         acquitted.acquit();
@@ -306,12 +314,9 @@ mod tests {
     #[test]
     fn a_row_in_two_hands_at_a_death_died_once() {
         let bad = row("+1", "bad");
-        let once = Ledger {
-            judging: InHand::Row(bad.clone()),
-            ..Ledger::default()
-        };
-        let once = died_with(once, &bad);
-        assert_eq!((once.deaths(&bad), once.careful), (1, (true, true)));
+        let mut ledger = Ledger::default();
+        ledger.judging.in_hand = InHand::Row(bad.clone());
+        assert_eq!(died_with(ledger, &bad).deaths(&bad), 1);
     }
 
     #[test]
@@ -328,13 +333,16 @@ mod tests {
     #[test]
     fn a_death_among_rows_accuses_none_and_makes_the_next_process_name_each() {
         let ledger = Ledger {
-            applying: InHand::Rows,
+            applying: Work {
+                in_hand: InHand::Rows,
+                careful: false,
+            },
             ..Ledger::default()
         };
         let next = ledger.after_start();
-        assert!(next.suspects.is_empty() && next.careful == (true, false));
+        assert!(next.suspects.is_empty() && next.applying.careful && !next.judging.careful);
         assert!(
-            !next.after_start().careful.0,
+            !next.after_start().applying.careful,
             "one quiet life and it is over"
         );
     }
