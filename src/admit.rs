@@ -128,6 +128,26 @@ fn predecessor<T: Clone + PartialEq>(
     }
 }
 
+/// Whether the newest document is set aside, for the process died on it.
+#[must_use]
+pub fn is_set_aside(faults: &[Fault]) -> bool {
+    faults.iter().any(|fault| fault.reason == Reason::Deadly)
+}
+
+/// What is in force while the newest document is set aside, and the good one before that: all as it is, or where the
+/// newest is in force already, the one before it.
+fn standing_in<T: Clone>(
+    newest: bool,
+    last: Option<&T>,
+    before: &Option<Box<T>>,
+) -> (Option<T>, Option<Box<T>>) {
+    if newest {
+        (before.as_deref().cloned(), None)
+    } else {
+        (last.cloned(), before.clone())
+    }
+}
+
 /// The number's record while the newest document is set aside, for the process died on it.
 /// Where that document is in force already, the good row before it is put in force.
 #[must_use]
@@ -136,47 +156,34 @@ pub fn number_set_aside(
     hash: DocHash,
     previous: Option<&NumberRecord>,
 ) -> NumberRecord {
-    let in_force = previous.is_some_and(|last| last.hash == hash && last.faults.is_empty());
-    let row = previous.and_then(|last| {
-        if in_force {
-            last.before.as_deref().cloned()
-        } else {
-            last.row.clone()
-        }
+    let (row, before) = previous.map_or((None, None), |last| {
+        let newest = last.hash == hash && last.faults.is_empty();
+        standing_in(newest, last.row.as_ref(), &last.before)
     });
     NumberRecord {
         hash,
-        before: previous
-            .filter(|_| !in_force)
-            .and_then(|last| last.before.clone()),
         faults: vec![deadly(
             Table::TenantPhoneNumbers,
             e164.to_owned(),
             row.is_some(),
         )],
         row,
+        before,
     }
 }
 
 /// The same of a tenant.
 #[must_use]
 pub fn tenant_set_aside(id: Uuid, hash: DocHash, previous: Option<&TenantRecord>) -> TenantRecord {
-    let aside = |fault: &Fault| fault.reason == Reason::Deadly;
-    let in_force = previous.is_some_and(|last| last.hash == hash && !last.faults.iter().any(aside));
-    let bundle = previous.and_then(|last| {
-        if in_force {
-            last.before.as_deref().cloned()
-        } else {
-            Some(last.bundle.clone())
-        }
+    let (bundle, before) = previous.map_or((None, None), |last| {
+        let newest = last.hash == hash && !is_set_aside(&last.faults);
+        standing_in(newest, Some(&last.bundle), &last.before)
     });
     TenantRecord {
         hash,
-        before: previous
-            .filter(|_| !in_force)
-            .and_then(|last| last.before.clone()),
         faults: vec![deadly(Table::Tenants, id.to_string(), bundle.is_some())],
         bundle: bundle.unwrap_or_default(),
+        before,
     }
 }
 

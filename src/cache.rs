@@ -105,6 +105,16 @@ pub enum Touched {
     },
 }
 
+/// A batch that is being committed, until dropped.
+#[derive(Debug)]
+pub struct Changing<'c>(&'c Cache, Touched);
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        self.0.step(&self.1);
+    }
+}
+
 /// Profiles in memory, bounded in bytes.
 #[derive(Debug)]
 pub struct Cache {
@@ -215,8 +225,14 @@ impl Cache {
         }
     }
 
-    /// Called twice for each batch, before and after its commit.
-    pub fn step(&self, touched: &Touched) {
+    /// What a batch touches is neither kept nor answered from, from now until the end of its commit, however it ends.
+    #[must_use]
+    pub fn changing(&self, touched: Touched) -> Changing<'_> {
+        self.step(&touched);
+        Changing(self, touched)
+    }
+
+    fn step(&self, touched: &Touched) {
         match touched {
             Touched::All => {
                 self.number_generations.step(self.number_generations.all());
@@ -241,8 +257,7 @@ impl Cache {
 
     /// Everything kept so far is good no longer.
     pub fn forget_all(&self) {
-        self.step(&Touched::All);
-        self.step(&Touched::All);
+        drop(self.changing(Touched::All));
         self.numbers.invalidate_all();
     }
 
@@ -263,5 +278,31 @@ impl Cache {
                 .weighted_size()
                 .saturating_add(self.tenants.weighted_size()),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn a_commit_that_panics_leaves_generations_settled_and_moved_on() {
+        let cache = Cache::new(1 << 20, &Arc::new(Metrics::new().unwrap()));
+        let id = Uuid::from_u128(7);
+        let before = cache.tenant_generation(id);
+        let touched = Touched::Named {
+            numbers: Vec::new(),
+            tenants: vec![id],
+        };
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            let _changing = cache.changing(touched);
+            assert!(!cache.tenant_generation(id).is_settled());
+            panic!("of the test");
+        }));
+        assert!(panicked.is_err());
+        let after = cache.tenant_generation(id);
+        assert!(after.is_settled() && after != before);
     }
 }

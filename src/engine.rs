@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
 use crate::replica::{
     Applied, Hand, InHand, Incoming, Key, Replica, ReplicaError, Size, Terms, Version, View,
+    poison, unpanicked,
 };
 use crate::resolve;
 use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
@@ -31,8 +33,10 @@ use crate::source::ReadThrough;
 
 /// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
 const TRIES: usize = 3;
-/// Between two tries to read from a disk that fails.
+/// Between two tries to read from a disk that fails: twice as long each time, up to this long. The file is opened anew
+/// meanwhile.
 const BREATH: Duration = Duration::from_millis(1);
+const BREATH_MOST: Duration = Duration::from_millis(128);
 
 /// An answer's configuration and its age.
 #[derive(Debug, Clone)]
@@ -69,6 +73,7 @@ pub struct Engine {
     /// Key reloads and batches change the replica one at a time.
     writing: Mutex<()>,
     ahead: ArcSwap<Ahead>,
+    judged: AtomicBool,
 }
 
 /// Tenants that Postgres calls not active, known ahead of their rows.
@@ -111,7 +116,8 @@ impl Engine {
         if let Err(err) = parts.replica.set_convicted_aside() {
             tracing::error!(error = %err, "rows that the process died on cannot be set aside");
         }
-        if parts.replica.is_complete()? {
+        let complete = parts.replica.is_complete()?;
+        if complete {
             parts.health.set_synced();
             parts.metrics.synced.set(1);
         }
@@ -130,6 +136,7 @@ impl Engine {
             metrics: parts.metrics,
             writing: Mutex::new(()),
             ahead: ArcSwap::default(),
+            judged: AtomicBool::new(!complete),
         })
     }
 
@@ -145,7 +152,7 @@ impl Engine {
         let staleness = self.health.staleness();
         // Before the rows are read: once it is forgotten, they say the same.
         let ahead = self.ahead.load();
-        let mut profile = self.local(number)?;
+        let mut profile = self.local(number).await?;
         profile.suspended_ahead = ahead.tenants.contains(&profile.tenant.tenant.id);
         Ok(Found { profile, staleness })
     }
@@ -168,32 +175,32 @@ impl Engine {
     }
 
     /// A read that a failing disk spoiled is done again, for the replica is opened anew then.
-    fn local(&self, number: &E164) -> Result<Profile, Refusal> {
-        for _ in 0..TRIES {
+    async fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+        let mut breath = BREATH;
+        loop {
             match self.local_once(number) {
-                Err(Refusal::Unreadable) => std::thread::sleep(BREATH),
-                found => return found,
+                Ok(profile) => return Ok(profile),
+                Err(Missed::Refused(refusal)) => return Err(refusal),
+                Err(Missed::Unread(err))
+                    if breath > BREATH_MOST || matches!(err, ReplicaError::Record { .. }) =>
+                {
+                    tracing::error!(error = %err, "a question could not be answered from the replica");
+                    return Err(Refusal::Unreadable);
+                }
+                Err(Missed::Unread(_)) => tokio::time::sleep(breath).await,
             }
+            breath = breath.saturating_mul(2);
         }
-        self.local_once(number)
     }
 
-    fn local_once(&self, number: &E164) -> Result<Profile, Refusal> {
+    fn local_once(&self, number: &E164) -> Result<Profile, Missed> {
         if let Some((number, tenant)) = self.cache.get(number) {
             return Ok(Profile::new(number, tenant));
         }
         self.metrics.cache_fills.inc();
-        let unreadable = |err: ReplicaError| {
-            tracing::error!(error = %err, "a question could not be answered from the replica");
-            Refusal::Unreadable
-        };
         for _ in 0..TRIES {
             let number_generation = self.cache.number_generation(number);
-            let found = self
-                .replica
-                .view()
-                .and_then(|view| view.number(number.as_str()))
-                .map_err(unreadable)?;
+            let found = self.replica.view()?.number(number.as_str())?;
             let found = found.ok_or(Refusal::UnknownNumber)?;
             let tenant_generation = self.cache.tenant_generation(found.tenant);
             if let Some(tenant) = self.cache.tenant(found.tenant)
@@ -204,9 +211,9 @@ impl Engine {
                 return Ok(Profile::new(profile, tenant));
             }
             // The tenant is not in memory: read both anew as of one commit, after both generations were taken.
-            let view = self.replica.view().map_err(unreadable)?;
-            let Some((of, profile, record)) = Self::pair(&view, number).map_err(unreadable)? else {
-                return Err(Refusal::UnknownNumber);
+            let view = self.replica.view()?;
+            let Some((of, profile, record)) = Self::pair(&view, number)? else {
+                return Err(Refusal::UnknownNumber.into());
             };
             let profile = Arc::new(profile?);
             let tenant = Arc::new(self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?);
@@ -216,10 +223,8 @@ impl Engine {
                 return Ok(Profile::new(profile, tenant));
             }
         }
-        let view = self.replica.view().map_err(unreadable)?;
-        let (_, profile, record) = Self::pair(&view, number)
-            .map_err(unreadable)?
-            .ok_or(Refusal::UnknownNumber)?;
+        let view = self.replica.view()?;
+        let (_, profile, record) = Self::pair(&view, number)?.ok_or(Refusal::UnknownNumber)?;
         let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
         Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
     }
@@ -252,7 +257,7 @@ impl Engine {
             return if self.health.is_synced() {
                 Ok(Found {
                     staleness: self.health.staleness(),
-                    profile: self.local(number)?,
+                    profile: self.local(number).await?,
                 })
             } else {
                 Err(Refusal::NeverSynced)
@@ -336,15 +341,14 @@ impl Engine {
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = self.replica.apply(incoming, terms, |applied| {
-            let touched = if applied.everything {
+            self.cache.changing(if applied.everything {
                 Touched::All
             } else {
                 Touched::Named {
                     numbers: applied.numbers.iter().copied().collect(),
                     tenants: applied.tenants.iter().copied().collect(),
                 }
-            };
-            self.cache.step(&touched);
+            })
         });
         // A commit that failed may be on disk all the same: the next one would find nothing to change.
         let (applied, cursor) = applied.inspect_err(|_| self.cache.forget_all())?;
@@ -354,7 +358,7 @@ impl Engine {
             self.health.quarantine_number(number, faults.clone());
         }
         self.judge_tenants(applied.tenants.iter().copied(), Hand::Applying);
-        self.replica.survived(terms.tries_suspects);
+        self.replica.survived(terms);
         self.tell_size();
         Ok((applied, cursor))
     }
@@ -370,9 +374,10 @@ impl Engine {
 
     /// A pull that was sent at this time since boot proved level.
     ///
-    /// While a row waits to be tried again, what this node answers is older than that.
+    /// While a row waits to be tried again, what this node answers is older than that; so it may be until every row was
+    /// [looked at](Self::judge_all).
     pub fn proven_level(&self, sent: Duration) {
-        if !self.replica.on_trial().is_empty() {
+        if !self.judged.load(Ordering::Acquire) || !self.replica.on_trial().is_empty() {
             return;
         }
         self.health.proven_level(sent);
@@ -429,10 +434,31 @@ impl Engine {
 
     /// Looks at every tenant and every faulty number once, so that quarantined rows are told after a start. Blocking.
     pub fn judge_all(&self) {
-        let told = self.replica.view().and_then(|view| {
+        if unpanicked(|| self.look_at_all()).is_none() {
+            tracing::error!("quarantined rows cannot be told");
+        }
+        self.judged.store(true, Ordering::Release);
+    }
+
+    fn look_at_all(&self) {
+        let told = reread(|| {
+            let view = self.replica.view()?;
             for number in view.faulty_numbers()? {
-                if let (Ok(e164), Some(found)) = (number.parse::<E164>(), view.number(&number)?) {
-                    self.health.quarantine_number(&e164, found.record.faults);
+                let faults = match view.number(&number) {
+                    Err(err @ ReplicaError::Record { .. }) => {
+                        vec![unreadable(Table::TenantPhoneNumbers, number.clone(), &err)]
+                    }
+                    found => found?.map_or_else(Vec::new, |found| {
+                        let row = Version {
+                            key: Key::Number(number.clone()),
+                            hash: found.record.hash,
+                        };
+                        self.replica.found(row, &found.record.faults);
+                        found.record.faults
+                    }),
+                };
+                if let Ok(e164) = number.parse::<E164>() {
+                    self.health.quarantine_number(&e164, faults);
                 }
             }
             view.tenant_ids()
@@ -446,36 +472,33 @@ impl Engine {
 
     /// What is wrong with the rows of these tenants, credentials that do not open included.
     fn judge_tenants(&self, ids: impl IntoIterator<Item = Uuid>, hand: Hand) {
-        let Ok(view) = self.replica.view() else {
-            return;
-        };
         let mut ids: Vec<Uuid> = ids.into_iter().collect();
-        let on_trial = self.replica.on_trial();
-        ids.sort_by_key(|id| on_trial.contains(&Key::Tenant(*id)));
+        // First, before a call has one of them in hand and dies while another row is named.
+        let suspects = self.replica.suspects();
+        ids.sort_by_key(|id| !suspects.contains(&Key::Tenant(*id)));
         let names_each = self.replica.names_each(hand, ids.len());
         self.replica.take_in_hand(hand, InHand::Rows);
         for id in ids {
-            let faults = match view.tenant(id) {
+            let faults = match reread(|| self.replica.view()?.tenant(id)) {
                 Ok(Some(record)) => {
-                    let key = Key::Tenant(id);
-                    if names_each || on_trial.contains(&key) {
-                        let hash = record.hash;
-                        self.replica
-                            .take_in_hand(hand, InHand::Row(Version { key, hash }));
+                    let row = Version {
+                        key: Key::Tenant(id),
+                        hash: record.hash,
+                    };
+                    self.replica.found(row.clone(), &record.faults);
+                    if names_each || suspects.contains(&row.key) {
+                        self.replica.take_in_hand(hand, InHand::Row(row));
                     }
-                    match self.resolve_tenant(&record) {
-                        Ok(profile) => profile.faults,
-                        Err(_) => record.faults,
-                    }
+                    judged(id, record.faults.clone(), || self.resolve_tenant(&record))
                 }
                 Ok(None) => Vec::new(),
-                Err(err) => vec![Fault {
-                    table: Table::Tenants,
-                    key: id.to_string(),
-                    reason: Reason::Malformed,
-                    detail: err.to_string(),
-                    last_good: false,
-                }],
+                Err(err @ ReplicaError::Record { .. }) => {
+                    vec![unreadable(Table::Tenants, id.to_string(), &err)]
+                }
+                Err(err) => {
+                    tracing::error!(error = %err, "not every quarantined row can be told");
+                    break;
+                }
             };
             self.health.quarantine_tenant(id, faults);
         }
@@ -540,6 +563,60 @@ impl Engine {
     }
 }
 
+/// Why a number's configuration was not found.
+enum Missed {
+    Refused(Refusal),
+    Unread(ReplicaError),
+}
+
+impl From<Refusal> for Missed {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl From<ReplicaError> for Missed {
+    fn from(err: ReplicaError) -> Self {
+        Self::Unread(err)
+    }
+}
+
+/// What fails for the file's sake is read again: the file may have been opened anew in between.
+fn reread<T>(read: impl Fn() -> Result<T, ReplicaError>) -> Result<T, ReplicaError> {
+    let mut found = read();
+    for _ in 1..TRIES {
+        if matches!(found, Ok(_) | Err(ReplicaError::Record { .. })) {
+            break;
+        }
+        found = read();
+    }
+    found
+}
+
+/// A record that does not open.
+fn unreadable(table: Table, key: String, err: &ReplicaError) -> Fault {
+    Fault {
+        table,
+        key,
+        reason: Reason::Malformed,
+        detail: err.to_string(),
+        last_good: false,
+    }
+}
+
+/// What is wrong with a tenant's rows, `known` before a profile is made of them. Making it may panic.
+fn judged(
+    id: Uuid,
+    known: Vec<Fault>,
+    resolve: impl FnOnce() -> Result<TenantProfile, Refusal>,
+) -> Vec<Fault> {
+    match unpanicked(resolve) {
+        Some(Ok(profile)) => profile.faults,
+        Some(Err(_)) => known,
+        None => [known, vec![poison(Table::Tenants, id.to_string(), false)]].concat(),
+    }
+}
+
 fn gauge(n: u64) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
@@ -553,4 +630,43 @@ pub enum ReloadError {
     /// The replica could not be wrapped under it.
     #[error("{0}")]
     Replica(#[from] ReplicaError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_while_a_tenant_is_judged_is_a_fault_of_its_own_beside_those_known() {
+        let id = Uuid::from_u128(7);
+        let known = poison(Table::Prompts, "prompt".to_owned(), true);
+        let faults = judged(id, vec![known.clone()], || panic!("of the test"));
+        assert_eq!(faults.len(), 2);
+        assert_eq!(faults[0], known);
+        assert_eq!(faults[1].key, id.to_string());
+        assert_eq!(
+            judged(id, faults.clone(), || Err(Refusal::NoGoodRow)),
+            faults
+        );
+    }
+
+    #[test]
+    fn a_read_that_a_reopened_file_spoils_is_done_again_and_one_of_a_bad_record_is_not() {
+        let fails = |times: usize, err: fn() -> ReplicaError| {
+            let tried = std::cell::Cell::new(0);
+            let found = reread(|| {
+                tried.set(tried.get() + 1);
+                if tried.get() > times {
+                    Ok(())
+                } else {
+                    Err(err())
+                }
+            });
+            (found.is_ok(), tried.get())
+        };
+        assert_eq!(fails(1, || ReplicaError::Seal), (true, 2));
+        assert_eq!(fails(9, || ReplicaError::Seal), (false, TRIES));
+        let record = || ReplicaError::Record { key: String::new() };
+        assert_eq!(fails(1, record), (false, 1));
+    }
 }

@@ -141,6 +141,7 @@ use store::{NotOpen, Open, Store};
 use suspect::Marker;
 pub(crate) use suspect::{Hand, InHand, Version};
 use writer::Writer;
+pub(crate) use writer::{poison, unpanicked};
 
 /// What happened while opening, for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +173,16 @@ pub struct Cover {
     pub numbers_of: BTreeSet<Uuid>,
     /// Single numbers.
     pub numbers: BTreeSet<String>,
+}
+
+impl Cover {
+    /// Whether it names this row.
+    fn covers(&self, key: &Key) -> bool {
+        match key {
+            Key::Tenant(id) => self.tenants.contains(id),
+            Key::Number(e164) => self.numbers.contains(e164),
+        }
+    }
 }
 
 /// How a batch is applied.
@@ -534,12 +545,25 @@ impl Replica {
             .collect()
     }
 
-    /// A batch is in force and what is made of it too; `tried`: with the rows on trial.
-    pub(crate) fn survived(&self, tried: bool) {
-        self.marker.done(tried);
+    /// Rows that processes died on, whether they are tried again or not.
+    pub(crate) fn suspects(&self) -> Vec<Key> {
+        let convicted = self.marker.convicted().into_iter().map(|(row, _)| row.key);
+        self.on_trial().into_iter().chain(convicted).collect()
     }
 
-    /// Puts the predecessors of rows in force that processes died on again and again.
+    /// A record as it was found: one that is set aside, with nothing known against its row, is tried again.
+    pub(crate) fn found(&self, row: Version, faults: &[Fault]) {
+        if admit::is_set_aside(faults) {
+            self.marker.is_aside(row);
+        }
+    }
+
+    /// A batch is in force and what is made of it too.
+    pub(crate) fn survived(&self, terms: &Terms) {
+        self.marker.done(terms);
+    }
+
+    /// Puts the predecessors of rows in force that processes died on again and again, or nothing where they go on dying.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed.
@@ -548,43 +572,40 @@ impl Replica {
         if convicted.is_empty() {
             return Ok(());
         }
-        let view = self.view()?;
-        self.store
-            .write(|txn| self.write_aside(&view, txn, convicted))
+        self.store.write(|txn| self.write_aside(txn, convicted))
     }
 
     fn write_aside(
         &self,
-        view: &View<'_>,
         txn: WriteTransaction,
-        convicted: Vec<Version>,
+        convicted: Vec<(Version, bool)>,
     ) -> Result<(), ReplicaError> {
-        for Version { key, hash } in convicted {
+        for (Version { key, hash }, hopeless) in convicted {
             match key {
                 Key::Tenant(id) => {
-                    let was = view
-                        .tenant(id)
-                        .ok()
-                        .flatten()
-                        .filter(|was| was.hash == hash);
-                    let Some(was) = was else { continue };
-                    let record = admit::tenant_set_aside(id, hash, Some(&was));
-                    let sealed = seal(&self.key, &tenant_aad(id), &record)?;
                     let mut tenants = tried!("setting a row aside", txn.open_table(TENANTS))?;
+                    let was = tried!("setting a row aside", tenants.get(id.as_bytes().as_slice()))?
+                        .and_then(|value| open_tenant(&self.key, id, value.value()).ok());
+                    let Some(was) = was.filter(|was| was.hash == hash) else {
+                        continue;
+                    };
+                    let record = admit::tenant_set_aside(id, hash, (!hopeless).then_some(&was));
+                    let sealed = seal(&self.key, &tenant_aad(id), &record)?;
                     tried!(
                         "setting a row aside",
                         tenants.insert(id.as_bytes().as_slice(), sealed.as_slice())
                     )?;
                 }
                 Key::Number(e164) => {
-                    let was = view.number(&e164).ok().flatten();
+                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    let was = tried!("setting a row aside", numbers.get(e164.as_bytes()))?
+                        .and_then(|value| open_number(&self.key, &e164, value.value()).ok());
                     let Some(was) = was.filter(|was| was.record.hash == hash) else {
                         continue;
                     };
-                    let record = admit::number_set_aside(&e164, hash, Some(&was.record));
-                    let mut value = was.tenant.as_bytes().to_vec();
-                    value.extend(seal(&self.key, &number_aad(was.tenant, &e164), &record)?);
-                    let mut numbers = tried!("setting a row aside", txn.open_table(NUMBERS))?;
+                    let kept = (!hopeless).then_some(&was.record);
+                    let record = admit::number_set_aside(&e164, hash, kept);
+                    let value = number_value(&self.key, was.tenant, &e164, &record)?;
                     tried!(
                         "setting a row aside",
                         numbers.insert(e164.as_bytes(), value.as_slice())
@@ -628,17 +649,18 @@ impl Replica {
         })
     }
 
-    /// Applies a batch with its cursor as one commit. `around` is called with what changed, right before the commit
-    /// and again after it: whatever was built from the old rows must not be answered from in between.
+    /// Applies a batch with its cursor as one commit. `around` is called with what changed right before the commit, and
+    /// what it returns is dropped right after, whatever became of the commit: what was built from the old rows must not
+    /// be answered from in between.
     /// Blocking; to be called by one thread at a time.
     ///
     /// # Errors
     /// [`ReplicaError`]; then nothing was changed.
-    pub fn apply(
+    pub fn apply<G>(
         &self,
         incoming: Incoming,
         terms: &Terms,
-        around: impl FnMut(&Applied),
+        around: impl FnOnce(&Applied) -> G,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let done = self
             .store
@@ -649,12 +671,12 @@ impl Replica {
         done
     }
 
-    fn write_batch(
+    fn write_batch<G>(
         &self,
         txn: WriteTransaction,
         mut incoming: Incoming,
         terms: &Terms,
-        mut around: impl FnMut(&Applied),
+        around: impl FnOnce(&Applied) -> G,
     ) -> Result<(Applied, Cursor), ReplicaError> {
         self.marker.take(Hand::Applying, InHand::Rows);
         let (applied, next) = {
@@ -692,9 +714,9 @@ impl Replica {
             (applied, next)
         };
         self.marker.take(Hand::Applying, InHand::Nothing);
-        around(&applied);
+        let changing = around(&applied);
         let committed = tried!("committing", txn.commit());
-        around(&applied);
+        drop(changing);
         committed.map(|()| (applied, next))
     }
 }
@@ -872,6 +894,17 @@ fn seal(key: &DataKey, aad: &[u8], record: &impl Serialize) -> Result<Vec<u8>, R
     key.seal(aad, &json).map_err(|_| ReplicaError::Seal)
 }
 
+/// What stands in `numbers`: the tenant, then the sealed record.
+fn number_value(
+    key: &DataKey,
+    tenant: Uuid,
+    e164: &str,
+    record: &NumberRecord,
+) -> Result<Vec<u8>, ReplicaError> {
+    let sealed = seal(key, &number_aad(tenant, e164), record)?;
+    Ok([tenant.as_bytes().as_slice(), &sealed].concat())
+}
+
 fn number_aad(tenant: Uuid, e164: &str) -> Vec<u8> {
     [b"number".as_slice(), tenant.as_bytes(), e164.as_bytes()].concat()
 }
@@ -969,4 +1002,82 @@ fn is_damage(err: &io::Error) -> bool {
         err.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Identity;
+    use crate::sample::{ACME, KEYRING, LIMITS, tenant_document, uuid};
+
+    #[test]
+    fn a_convicted_row_is_set_aside_though_the_file_must_be_opened_for_writing_first() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        let mut document = tenant_document(ACME);
+        for model in ["first", "second"] {
+            document["settings"]["model"] = model.into();
+            apply(&replica, document.to_string());
+        }
+        let convicted = format!(
+            r#"{{"suspects":[{{"row":{{"key":{{"tenant":"{ACME}"}},"hash":"{}"}},"deaths":2}}]}}"#,
+            String::from(DocHash::of(&document.to_string()))
+        );
+        let Replica {
+            store,
+            key,
+            stamp,
+            _lock,
+            ..
+        } = replica;
+        let path = store.path().to_path_buf();
+        drop(store);
+        std::fs::write(dir.join("in-hand"), convicted + "\n").unwrap();
+        let only_read = Open::read_only(&path, false, "of the test".to_owned());
+        let replica = Replica {
+            store: Store::new(path, only_read.unwrap_or_else(|_| panic!("it opens"))),
+            key,
+            stamp,
+            marker: Marker::open(&dir.join("in-hand")),
+            _lock,
+        };
+        replica.set_convicted_aside().unwrap();
+        let record = replica.view().unwrap().tenant(uuid(ACME)).unwrap().unwrap();
+        assert!(admit::is_set_aside(&record.faults));
+        assert_eq!(record.bundle.settings.unwrap().model, "first");
+    }
+
+    fn apply(replica: &Replica, document: String) {
+        let cover = Cover {
+            tenants: BTreeSet::from([uuid(ACME)]),
+            ..Cover::default()
+        };
+        let terms = Terms {
+            told: cover.clone(),
+            cover,
+            limits: LIMITS,
+            hold_percent: 100,
+            accept_loss: false,
+            settles_held: true,
+            tries_suspects: false,
+        };
+        let next = Cursor {
+            snapshot: "10:10:".parse().unwrap(),
+            identity: Identity {
+                system: "1".into(),
+                started: "now".into(),
+                recovery: false,
+                database: 1,
+            },
+            tenants: None,
+            held: false,
+        };
+        let rows = vec![Row::Tenant {
+            id: uuid(ACME),
+            document,
+        }];
+        let done = replica.apply(Incoming::whole(rows, next), &terms, |_| ());
+        assert_eq!(done.unwrap().0.written, 1);
+    }
 }

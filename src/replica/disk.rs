@@ -5,6 +5,7 @@
 //! the last commit, and nothing is promised that is not on disk, for no batch is applied to such a file.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt;
@@ -44,7 +45,7 @@ impl Disk {
             .create(true)
             .truncate(false)
             .open(path)?;
-        Ok(Self::over(file, None))
+        Ok(Self::on(file, None))
     }
 
     /// For reading alone: the file stays as it is.
@@ -54,10 +55,10 @@ impl Disk {
             length: file.metadata()?.len(),
             pages: BTreeMap::new(),
         };
-        Ok(Self::over(file, Some(Mutex::new(over))))
+        Ok(Self::on(file, Some(Mutex::new(over))))
     }
 
-    fn over(file: File, over: Option<Mutex<Over>>) -> (Self, Trouble) {
+    fn on(file: File, over: Option<Mutex<Over>>) -> (Self, Trouble) {
         let trouble = Trouble::default();
         let disk = Self {
             file,
@@ -67,11 +68,60 @@ impl Disk {
         (disk, trouble)
     }
 
+    /// After the first error nothing is written any more: somebody else may have opened the file since.
+    fn takes(&self) -> io::Result<()> {
+        match self.trouble.get() {
+            Some(why) => Err(io::Error::other(why.clone())),
+            None => Ok(()),
+        }
+    }
+
     fn kept<T>(&self, done: io::Result<T>) -> io::Result<T> {
         if let Err(err) = &done {
             let _ = self.trouble.set(err.to_string());
         }
         done
+    }
+}
+
+impl Over {
+    fn read(&self, file: &File, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if offset.saturating_add(length(out.len())) > self.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        by_page(offset, out.len(), |page, start, range| {
+            let Some(to) = out.get_mut(range) else {
+                return Ok(());
+            };
+            let read;
+            let from = match self.pages.get(&page) {
+                Some(kept) => kept,
+                None => {
+                    read = page_of(file, page)?;
+                    &read
+                }
+            };
+            to.iter_mut()
+                .zip(from.iter().skip(start))
+                .for_each(|(to, from)| *to = *from);
+            Ok(())
+        })
+    }
+
+    fn write(&mut self, file: &File, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.length = self.length.max(offset.saturating_add(length(data.len())));
+        by_page(offset, data.len(), |page, start, range| {
+            let kept = match self.pages.entry(page) {
+                Entry::Occupied(kept) => kept.into_mut(),
+                Entry::Vacant(free) => free.insert(page_of(file, page)?),
+            };
+            let from = data.get(range).unwrap_or_default();
+            kept.iter_mut()
+                .skip(start)
+                .zip(from)
+                .for_each(|(to, from)| *to = *from);
+            Ok(())
+        })
     }
 }
 
@@ -128,29 +178,9 @@ impl StorageBackend for Disk {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let Some(over) = &self.over else {
-            return self.kept(self.file.read_exact_at(out, offset));
-        };
-        let over = lock(over);
-        if offset.saturating_add(length(out.len())) > over.length {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        by_page(offset, out.len(), |page, start, range| {
-            let Some(to) = out.get_mut(range) else {
-                return Ok(());
-            };
-            let read;
-            let from = match over.pages.get(&page) {
-                Some(kept) => kept,
-                None => {
-                    read = page_of(&self.file, page)?;
-                    &read
-                }
-            };
-            to.iter_mut()
-                .zip(from.iter().skip(start))
-                .for_each(|(to, from)| *to = *from);
-            Ok(())
+        self.kept(match &self.over {
+            Some(over) => lock(over).read(&self.file, offset, out),
+            None => self.file.read_exact_at(out, offset),
         })
     }
 
@@ -160,36 +190,23 @@ impl StorageBackend for Disk {
                 lock(over).length = len;
                 Ok(())
             }
-            None => self.kept(self.file.set_len(len)),
+            None => self.kept(self.takes().and_then(|()| self.file.set_len(len))),
         }
     }
 
     fn sync_data(&self) -> io::Result<()> {
         match &self.over {
             Some(_) => Ok(()),
-            None => self.kept(self.file.sync_data()),
+            None => self.kept(self.takes().and_then(|()| self.file.sync_data())),
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let Some(over) = &self.over else {
-            return self.kept(self.file.write_all_at(data, offset));
-        };
-        let mut over = lock(over);
-        over.length = over.length.max(offset.saturating_add(length(data.len())));
-        by_page(offset, data.len(), |page, start, range| {
-            let kept = match over.pages.entry(page) {
-                std::collections::btree_map::Entry::Occupied(kept) => kept.into_mut(),
-                std::collections::btree_map::Entry::Vacant(free) => {
-                    free.insert(page_of(&self.file, page)?)
-                }
-            };
-            let from = data.get(range).unwrap_or_default();
-            kept.iter_mut()
-                .skip(start)
-                .zip(from)
-                .for_each(|(to, from)| *to = *from);
-            Ok(())
+        self.kept(match &self.over {
+            Some(over) => lock(over).write(&self.file, offset, data),
+            None => self
+                .takes()
+                .and_then(|()| self.file.write_all_at(data, offset)),
         })
     }
 }
@@ -231,5 +248,28 @@ mod tests {
         assert_eq!(disk.len().unwrap(), expected.len() as u64);
         assert!(disk.read(expected.len() as u64, &mut [0]).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), before);
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_trouble_whether_it_is_written_or_only_read() {
+        // A directory opens as a file does, and does not read as one.
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, trouble) = Disk::read_only(dir.path()).unwrap();
+        lock(disk.over.as_ref().unwrap()).length = PAGE;
+        assert!(disk.read(0, &mut [0]).is_err());
+        assert!(trouble.get().is_some());
+    }
+
+    #[test]
+    fn after_an_error_nothing_is_written_to_a_file_that_others_may_have_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let (disk, _) = Disk::writable(&dir.path().join("file")).unwrap();
+        disk.write(0, b"before").unwrap();
+        assert!(disk.read(3, &mut [0; 9]).is_err());
+        assert!(disk.write(0, b"after!").is_err() && disk.set_len(1).is_err());
+        assert!(disk.sync_data().is_err());
+        let mut is = [0; 6];
+        disk.read(0, &mut is).unwrap();
+        assert_eq!(&is, b"before");
     }
 }

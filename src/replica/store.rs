@@ -3,7 +3,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, TryLockError};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
@@ -66,7 +66,7 @@ impl Open {
 /// The replica's file, in whatever way it can be used now.
 pub(super) struct Store {
     path: PathBuf,
-    open: RwLock<Option<Open>>,
+    open: RwLock<Open>,
     writing: Mutex<()>,
 }
 
@@ -74,7 +74,7 @@ impl Store {
     pub(super) fn new(path: PathBuf, open: Open) -> Self {
         Self {
             path,
-            open: RwLock::new(Some(open)),
+            open: RwLock::new(open),
             writing: Mutex::new(()),
         }
     }
@@ -85,16 +85,30 @@ impl Store {
 
     /// One commit as it stands.
     pub(super) fn read(&self) -> Result<ReadTransaction, ReplicaError> {
-        if self.trouble().is_some()
-            && let Ok(_no_writer) = self.writing.try_lock()
-        {
-            self.go_on_reading();
+        if self.trouble().is_some() {
+            // Poisoned: by a writer that panicked and is gone.
+            let alone = match self.writing.try_lock() {
+                Ok(alone) => Some(alone),
+                Err(TryLockError::Poisoned(alone)) => Some(alone.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            };
+            if alone.is_some() {
+                self.go_on_reading();
+            }
         }
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = open.as_ref() else {
-            return Err(self.closed("it could not be opened again".to_owned()));
-        };
-        tried!("reading", open.db.begin_read())
+        tried!("reading", self.open().db.begin_read())
+    }
+
+    fn open(&self) -> RwLockReadGuard<'_, Open> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nobody waits while the engine lets go of what was open.
+    fn replace(&self, open: Open) {
+        let mut now = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *now, open);
+        drop(now);
+        drop(before);
     }
 
     /// Writes by this, one at a time. What failed for the disk's sake is told as such, and reading goes on.
@@ -106,13 +120,7 @@ impl Store {
             self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.go_on_reading();
         self.go_on_writing()?;
-        let txn = {
-            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-            match open.as_ref() {
-                Some(open) => tried!("writing", open.db.begin_write()),
-                None => Err(self.closed("it could not be opened again".to_owned())),
-            }
-        };
+        let txn = tried!("writing", self.open().db.begin_write());
         let done = txn.and_then(work);
         match (done, self.trouble()) {
             (Err(_), Some(why)) => {
@@ -124,11 +132,7 @@ impl Store {
     }
 
     fn trouble(&self) -> Option<String> {
-        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-        match open.as_ref() {
-            Some(open) => open.trouble.get().cloned(),
-            None => Some("it could not be opened again".to_owned()),
-        }
+        self.open().trouble.get().cloned()
     }
 
     fn closed(&self, what: String) -> ReplicaError {
@@ -138,36 +142,46 @@ impl Store {
         }
     }
 
-    /// After an error of the disk: the file as of its last commit. Nobody may be writing.
+    /// After an error of the disk: the file as of its last commit. Nobody may be writing; what the engine still wants
+    /// to write into the file is refused by now.
     fn go_on_reading(&self) {
         let Some(why) = self.trouble() else { return };
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        // The engine must have let go of the file before it is opened again.
-        drop(open.take());
-        *open = Open::read_only(&self.path, false, why).ok();
+        if let Ok(open) = Open::read_only(&self.path, false, why) {
+            self.replace(open);
+        }
     }
 
     /// Where nothing could be written: whether it can be by now.
     fn go_on_writing(&self) -> Result<(), ReplicaError> {
-        let closed = {
-            let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
-            open.as_ref().and_then(|open| open.closed.clone())
+        let Some(why) = self.open().closed.clone() else {
+            return Ok(());
         };
-        let Some(why) = closed else { return Ok(()) };
         let dir = self.path.parent().unwrap_or(&self.path);
         has_room(dir).map_err(|err| self.closed(err.to_string()))?;
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        drop(open.take());
-        match Open::writable(&self.path, false) {
-            Ok(writable) => {
-                *open = Some(writable);
-                tracing::info!(path = %self.path.display(), "the replica can be written again");
-                Ok(())
-            }
-            Err(_) => {
-                *open = Open::read_only(&self.path, false, why.clone()).ok();
-                Err(self.closed(why))
-            }
-        }
+        let writable = Open::writable(&self.path, false).map_err(|_| self.closed(why))?;
+        self.replace(writable);
+        tracing::info!(path = %self.path.display(), "the replica can be written again");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_writer_that_panicked_readers_still_open_a_failed_file_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let opened = Open::writable(&path, false).unwrap_or_else(|_| panic!("a new file"));
+        let store = Store::new(path, opened);
+        let panicked = catch_unwind(AssertUnwindSafe(|| {
+            store.write(|_| -> Result<(), ReplicaError> { panic!("of the test") })
+        }));
+        assert!(panicked.is_err());
+        let spoilt = store.open().trouble.set("of the test".to_owned());
+        spoilt.unwrap();
+        store.read().unwrap();
+        assert_eq!(store.trouble(), None);
     }
 }

@@ -5,7 +5,8 @@
 //! for each row of a long copy: there it says that rows are in hand, and only after a death among them each row is named.
 //!
 //! A row that was in hand once is held at its last good version until the rest is applied, and is then tried again: the
-//! death may have been an operator's SIGKILL. Only a second death sets it aside until its content changes.
+//! death may have been an operator's SIGKILL. Only a second death sets it aside until its content changes. Where what
+//! stands in for it kills as well, nothing does.
 //! The file holds keys and hashes of rows, nothing of their content.
 
 use std::fs::File;
@@ -15,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::Key;
+use super::{Key, Terms};
 use crate::row::DocHash;
 
 /// Rows of a chunk that are named one by one in any case.
@@ -26,6 +27,9 @@ const MOST: usize = 16;
 const ROOM: usize = 4096;
 /// Deaths that set a row aside until its content changes.
 const CONVICTED: u8 = 2;
+/// Deaths after which the rows before it are not answered from either: they kill too. As many more as convict, for one
+/// may have been an operator's SIGKILL.
+const HOPELESS: u8 = 2 * CONVICTED;
 
 /// A row's content.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,27 +64,44 @@ struct Suspect {
     deaths: u8,
 }
 
+/// What one hand does.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Work {
+    in_hand: InHand,
+    /// Whether each row is named, after a death among rows.
+    #[serde(skip)]
+    careful: bool,
+}
+
 /// What is known of deaths.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Ledger {
     #[serde(default)]
-    applying: InHand,
+    applying: Work,
     #[serde(default)]
-    judging: InHand,
+    judging: Work,
     #[serde(default)]
     suspects: Vec<Suspect>,
-    /// Whether each row is named, after a death among rows.
+    /// Rows that a record calls deadly and nothing above does: this file was lost, is older or had no room.
     #[serde(skip)]
-    careful: (bool, bool),
+    unknown: Vec<Version>,
 }
 
 impl Ledger {
     /// What an earlier process left in hand when it ended is under suspicion.
     fn after_start(mut self) -> Self {
-        let left = [&mut self.applying, &mut self.judging].map(std::mem::take);
-        self.careful = (left[0] != InHand::Nothing, left[1] != InHand::Nothing);
-        for row in left {
-            let InHand::Row(row) = row else { continue };
+        let mut died = Vec::new();
+        for work in [&mut self.applying, &mut self.judging] {
+            let left = std::mem::take(&mut work.in_hand);
+            work.careful = left != InHand::Nothing;
+            // One death is one, in however many hands the row was.
+            died.extend(match left {
+                InHand::Row(row) if !died.contains(&row) => Some(row),
+                _ => None,
+            });
+        }
+        for row in died {
             match self.suspects.iter_mut().find(|known| known.row == row) {
                 Some(known) => known.deaths = known.deaths.saturating_add(1),
                 None => {
@@ -95,6 +116,13 @@ impl Ledger {
         self
     }
 
+    fn work(&mut self, hand: Hand) -> &mut Work {
+        match hand {
+            Hand::Applying => &mut self.applying,
+            Hand::Judging => &mut self.judging,
+        }
+    }
+
     fn deaths(&self, row: &Version) -> u8 {
         let known = self.suspects.iter().find(|known| known.row == *row);
         known.map_or(0, |known| known.deaths)
@@ -106,17 +134,30 @@ impl Ledger {
         deaths >= CONVICTED || (deaths > 0 && !trying)
     }
 
-    fn with(&self, convicted: bool) -> Vec<Version> {
-        self.suspects
-            .iter()
-            .filter(|known| (known.deaths >= CONVICTED) == convicted)
-            .map(|known| known.row.clone())
+    fn on_trial(&self) -> Vec<Version> {
+        let tried = self.suspects.iter().filter(|row| row.deaths < CONVICTED);
+        let tried = tried.map(|known| &known.row).chain(&self.unknown);
+        tried.cloned().collect()
+    }
+
+    /// Rows set aside until their content changes, and whether not even those before them are to be in force.
+    fn convicted(&self) -> Vec<(Version, bool)> {
+        let convicted = self.suspects.iter().filter(|row| row.deaths >= CONVICTED);
+        convicted
+            .map(|known| (known.row.clone(), known.deaths >= HOPELESS))
             .collect()
     }
 
     /// The rows on trial came and nothing happened.
     fn acquit(&mut self) {
         self.suspects.retain(|known| known.deaths >= CONVICTED);
+    }
+
+    /// A record says that this row is set aside.
+    fn is_aside(&mut self, row: Version) {
+        if self.deaths(&row) == 0 && !self.unknown.contains(&row) {
+            self.unknown.push(row);
+        }
     }
 }
 
@@ -174,24 +215,16 @@ impl Marker {
     /// From now on this is in hand.
     pub(super) fn take(&self, hand: Hand, what: InHand) {
         let mut ledger = self.ledger();
-        let at = match hand {
-            Hand::Applying => &mut ledger.applying,
-            Hand::Judging => &mut ledger.judging,
-        };
-        if *at != what {
-            *at = what;
+        let work = ledger.work(hand);
+        if work.in_hand != what {
+            work.in_hand = what;
             self.write(&ledger);
         }
     }
 
     /// Whether each of so many rows is to be named.
     pub(super) fn names_each(&self, hand: Hand, rows: usize) -> bool {
-        let careful = self.ledger().careful;
-        rows <= FEW
-            || match hand {
-                Hand::Applying => careful.0,
-                Hand::Judging => careful.1,
-            }
+        rows <= FEW || self.ledger().work(hand).careful
     }
 
     pub(super) fn suspects(&self, row: &Version) -> bool {
@@ -203,20 +236,25 @@ impl Marker {
     }
 
     pub(super) fn on_trial(&self) -> Vec<Version> {
-        self.ledger().with(false)
+        self.ledger().on_trial()
     }
 
-    pub(super) fn convicted(&self) -> Vec<Version> {
-        self.ledger().with(true)
+    pub(super) fn convicted(&self) -> Vec<(Version, bool)> {
+        self.ledger().convicted()
+    }
+
+    /// A record says that this row is set aside: it is tried again where nothing is known against it.
+    pub(super) fn is_aside(&self, row: Version) {
+        self.ledger().is_aside(row);
     }
 
     /// Everything came, the rows on trial too where they were tried: who is alive now was not killed by them.
-    pub(super) fn done(&self, tried: bool) {
+    pub(super) fn done(&self, terms: &Terms) {
         let mut ledger = self.ledger();
         let before = ledger.clone();
-        ledger.careful.0 = false;
-        ledger.applying = InHand::Nothing;
-        if tried {
+        ledger.applying = Work::default();
+        ledger.unknown.retain(|row| !terms.cover.covers(&row.key));
+        if terms.tries_suspects {
             ledger.acquit();
         }
         if *ledger != before {
@@ -226,9 +264,10 @@ impl Marker {
 
     /// The content of this row is another, or the row is gone.
     pub(super) fn forget(&self, key: &Key, but: Option<DocHash>) {
-        self.ledger()
-            .suspects
-            .retain(|known| known.row.key != *key || Some(known.row.hash) == but);
+        let stays = |row: &Version| row.key != *key || Some(row.hash) == but;
+        let mut ledger = self.ledger();
+        ledger.suspects.retain(|known| stays(&known.row));
+        ledger.unknown.retain(stays);
     }
 }
 
@@ -244,7 +283,7 @@ mod tests {
     }
 
     fn died_with(mut ledger: Ledger, row: &Version) -> Ledger {
-        ledger.applying = InHand::Row(row.clone());
+        ledger.applying.in_hand = InHand::Row(row.clone());
         ledger.after_start()
     }
 
@@ -252,13 +291,13 @@ mod tests {
     fn a_row_in_hand_at_a_death_is_held_until_it_is_tried_and_for_good_after_a_second_death() {
         let (bad, other) = (row("+1", "bad"), row("+2", "good"));
         let once = died_with(Ledger::default(), &bad);
-        assert!(once.holds(&bad, false) && !once.holds(&bad, true) && once.careful.0);
+        assert!(once.holds(&bad, false) && !once.holds(&bad, true) && once.applying.careful);
         assert!(!once.holds(&other, false) && !once.holds(&row("+1", "put right"), false));
         let mut acquitted = once.clone();
         acquitted.acquit();
         assert!(!acquitted.holds(&bad, false));
         let mut twice = died_with(once, &bad);
-        assert!(twice.holds(&bad, true) && twice.with(true) == [bad.clone()]);
+        assert!(twice.holds(&bad, true) && twice.convicted() == [(bad.clone(), false)]);
         twice.acquit();
         assert!(
             twice.holds(&bad, true),
@@ -268,18 +307,42 @@ mod tests {
             twice.clone().after_start().holds(&bad, true),
             "and restarts"
         );
+        let hopeless = died_with(died_with(twice, &bad), &bad);
+        assert_eq!(hopeless.convicted(), [(bad, true)]);
+    }
+
+    #[test]
+    fn a_row_in_two_hands_at_a_death_died_once() {
+        let bad = row("+1", "bad");
+        let mut ledger = Ledger::default();
+        ledger.judging.in_hand = InHand::Row(bad.clone());
+        assert_eq!(died_with(ledger, &bad).deaths(&bad), 1);
+    }
+
+    #[test]
+    fn a_row_that_only_its_record_calls_deadly_is_on_trial_and_one_known_already_is_not_twice() {
+        let (lost, known) = (row("+1", "lost"), row("+2", "known"));
+        let mut ledger = died_with(Ledger::default(), &known);
+        for row in [&known, &lost, &lost] {
+            ledger.is_aside(row.clone());
+        }
+        assert_eq!(ledger.on_trial(), [known, lost.clone()]);
+        assert!(!ledger.holds(&lost, false), "nothing is known against it");
     }
 
     #[test]
     fn a_death_among_rows_accuses_none_and_makes_the_next_process_name_each() {
         let ledger = Ledger {
-            applying: InHand::Rows,
+            applying: Work {
+                in_hand: InHand::Rows,
+                careful: false,
+            },
             ..Ledger::default()
         };
         let next = ledger.after_start();
-        assert!(next.suspects.is_empty() && next.careful == (true, false));
+        assert!(next.suspects.is_empty() && next.applying.careful && !next.judging.careful);
         assert!(
-            !next.after_start().careful.0,
+            !next.after_start().applying.careful,
             "one quiet life and it is over"
         );
     }

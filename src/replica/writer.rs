@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::suspect::{Hand, InHand, Marker, Version};
 use super::{
-    Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_aad,
+    Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_value,
     open_number, open_tenant, seal, split_index, tenant_aad,
 };
 use crate::admit;
@@ -62,9 +62,13 @@ impl Writer<'_, '_> {
         false
     }
 
-    /// Whether a row that is here already comes to be tried.
-    fn is_tried(&self, row: &Version) -> bool {
-        self.terms.tries_suspects && self.marker.suspects(row) && !self.marker.holds(row, true)
+    /// Whether a row that is here already, with these faults, needs nothing more: it does not come to be tried, and where
+    /// it is set aside, that is still to be so.
+    fn is_settled(&self, row: &Version, faults: &[Fault]) -> bool {
+        let tries = self.terms.tries_suspects;
+        let holds = self.marker.holds(row, tries);
+        let tried = tries && self.marker.suspects(row) && !holds;
+        !tried && (holds || !admit::is_set_aside(faults))
     }
 
     fn take(&mut self, row: Row) -> Result<(), ReplicaError> {
@@ -96,7 +100,7 @@ impl Writer<'_, '_> {
         };
         if let Some(Ok(was)) = &was
             && was.hash == row.hash
-            && !self.is_tried(&row)
+            && self.is_settled(&row, &was.faults)
         {
             return Ok(());
         }
@@ -144,7 +148,7 @@ impl Writer<'_, '_> {
         if let Some(Ok(was)) = &was
             && was.tenant == tenant
             && was.record.hash == hash
-            && !self.is_tried(&row)
+            && self.is_settled(&row, &was.record.faults)
         {
             return Ok(());
         }
@@ -181,10 +185,7 @@ impl Writer<'_, '_> {
                 before: previous.and_then(|was| was.before.clone()),
             })
         };
-        let sealed = seal(self.key, &number_aad(tenant, e164), &record)?;
-        let mut value = Vec::with_capacity(sealed.len().saturating_add(16));
-        value.extend_from_slice(tenant.as_bytes());
-        value.extend_from_slice(&sealed);
+        let value = number_value(self.key, tenant, e164, &record)?;
         tried!(
             "writing a number",
             self.numbers.insert(e164.as_bytes(), value.as_slice())
@@ -389,11 +390,11 @@ impl Writer<'_, '_> {
 }
 
 /// Poison stays in its row, even one that we do not foresee.
-fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
+pub(crate) fn unpanicked<T>(work: impl FnOnce() -> T) -> Option<T> {
     catch_unwind(AssertUnwindSafe(work)).ok()
 }
 
-fn poison(table: Table, key: String, last_good: bool) -> Fault {
+pub(crate) fn poison(table: Table, key: String, last_good: bool) -> Fault {
     let detail =
         "reading the row failed in a way that is an error of sidetone; please report it".to_owned();
     Fault {

@@ -161,7 +161,32 @@ async fn an_innocent_row_in_hand_at_a_sigkill_comes_into_force_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them() {
+async fn a_row_held_at_a_death_comes_into_force_though_what_was_known_of_the_death_is_lost() {
+    let db = Cluster::shared().database().await;
+    let mut node = Node::with_example(&db, "feed.heartbeat_every = '500ms'").await;
+    node.stop();
+    // Each is held when it comes again after the first death, and the process dies once more when it is tried.
+    for key in [r#"{"number":"+14155550100"#, r#"{"tenant":""#] {
+        if key.contains("number") {
+            set(&db, "+14155550100", "innocent").await;
+        } else {
+            model(&db, "innocent").await;
+        }
+        let kill = format!(r#""applying":{{"row":{{"key":{key}"#);
+        for _ in 0..2 {
+            start(&mut node, &[("SHIM_KILL_ON", &kill)]);
+            ended(&mut node).await;
+        }
+    }
+    fs::remove_file(node.path("replica/in-hand")).unwrap();
+    node.start();
+    node.until(LABEL, |reply| reply.body == "innocent").await;
+    node.until(MODEL, |reply| reply.body == "innocent").await;
+    equal(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them_and_those_to_none() {
     let db = Cluster::shared().database().await;
     let mut node = Node::with_example(&db, "").await;
     for name in ["first", "second", "third"] {
@@ -173,8 +198,9 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them() {
     node.stop();
     node.configure(AWAY, "");
     let kill = format!(r#""judging":{{"row":{{"key":{{"tenant":"{ACME_ID}""#);
-    for _ in 0..2 {
-        start(&mut node, &[("SHIM_KILL_ON", &kill)]);
+    // The second time at whichever tenant is looked at first: the one under suspicion.
+    for kill in [kill.as_str(), r#""judging":{"row":{"key":{"tenant":""#] {
+        start(&mut node, &[("SHIM_KILL_ON", kill)]);
         ended(&mut node).await;
     }
     node.start();
@@ -187,6 +213,14 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them() {
     node.level().await;
     assert_eq!(node.get(MODEL).await.body, "second");
     assert_eq!(deadly(&node, "tenants").await, 1.0);
+    node.stop();
+    for _ in 0..2 {
+        start(&mut node, &[("SHIM_KILL_ON", &kill)]);
+        ended(&mut node).await;
+    }
+    node.start();
+    node.answering().await;
+    assert_eq!(node.get(MODEL).await.status, 503, "neither is answered");
     model(&db, "fourth").await;
     node.until(MODEL, |reply| reply.body == "fourth").await;
     equal(&node).await;
