@@ -155,15 +155,22 @@ impl Engine {
     /// meanwhile: its rows here are from before.
     pub fn suspended_ahead(&self, mut tenants: BTreeSet<Uuid>) {
         let known = since_boot();
-        tenants.extend(&self.ahead.load().tenants);
-        self.ahead.store(Arc::new(Ahead { tenants, known }));
+        // Answers of Postgres itself say so too, at the same time.
+        self.ahead.rcu(|ahead| {
+            tenants.extend(&ahead.tenants);
+            Ahead {
+                tenants: tenants.clone(),
+                known,
+            }
+        });
     }
 
     /// Rows that were asked for at this time since boot are in force: what was known ahead of them is forgotten.
     pub fn rows_of(&self, asked: Duration) {
         let ahead = self.ahead.load();
         if !ahead.tenants.is_empty() && ahead.known <= asked {
-            self.ahead.store(Arc::default());
+            // What came in between stays.
+            self.ahead.compare_and_swap(&ahead, Arc::default());
         }
     }
 
@@ -281,6 +288,10 @@ impl Engine {
             .tenant_document
             .map(|document| admit::tenant(one.tenant, &document, None, &self.limits));
         let tenant = self.resolve_tenant(&tenant.ok_or(Refusal::NoGoodRow)?)?;
+        if !tenant.tenant.is_active() {
+            // The copy may be of before.
+            self.suspended_ahead(BTreeSet::from([tenant.tenant.id]));
+        }
         let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
         let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(Found {

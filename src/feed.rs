@@ -22,7 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::change::{self, Changed, Cursor, Header, KEYS_PER_PULL, Key, Step, Why, Written};
+use crate::change::{
+    self, Changed, Cursor, Header, Identity, KEYS_PER_PULL, Key, Step, Why, Written,
+};
 use crate::config::FeedConfig;
 use crate::engine::Engine;
 use crate::health::{FeedState, Health, Held, LastError, since_boot};
@@ -44,6 +46,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// A batch that takes longer than this makes others wait: from then on, and so often, suspensions are asked for aside.
 const ASIDE_AFTER: Duration = Duration::from_millis(300);
 const ASIDE_EVERY: Duration = Duration::from_millis(250);
+/// Where that failed, it is tried again after so long, and up to as much again.
+const ASIDE_AGAIN: Duration = Duration::from_secs(1);
 /// How often it is made sure that LISTEN still stands.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
@@ -313,11 +317,11 @@ impl Feed {
         };
         let aside = Aside {
             target: self.read_target.clone().unwrap_or(self.target.clone()),
-            // Never a newer server than the one that rows are read from: nobody goes back.
             role: match (&self.read_target, link.bell.recovery) {
                 (None, false) => Role::Writable,
                 _ => Role::Any,
             },
+            rows_of: link.rows().identity.clone(),
             held: self.held.clone(),
             engine: Arc::clone(&self.engine),
         };
@@ -1120,6 +1124,8 @@ impl Feed {
 struct Aside {
     target: Target,
     role: Role,
+    /// The server that rows are read from. Another one may be newer, and answers would go back.
+    rows_of: Identity,
     held: Option<Vec<String>>,
     engine: Arc<Engine>,
 }
@@ -1145,20 +1151,20 @@ impl Aside {
                 () = over => {}
                 Err(err) = self.ask() => {
                     tracing::debug!(error = %err, "suspensions wait for the batch");
-                    sleep(ASIDE_EVERY).await;
+                    sleep(jitter(ASIDE_AGAIN, ASIDE_AGAIN)).await;
                 }
             }
         }
     }
 
     async fn ask(&self) -> Result<Infallible, SourceError> {
-        // Before the first complete copy every question is asked of Postgres itself.
-        while !self.engine.health().is_synced() {
-            sleep(ASIDE_EVERY).await;
-        }
         let session = Session::open(&self.target, self.role, self.held.clone()).await?;
         loop {
-            self.engine.suspended_ahead(session.not_active().await?);
+            let (server, tenants) = session.not_active().await?;
+            if server != self.rows_of {
+                return Err(SourceError::OtherServer);
+            }
+            self.engine.suspended_ahead(tenants);
             sleep(ASIDE_EVERY).await;
         }
     }
