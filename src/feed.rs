@@ -57,8 +57,10 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How often a cursor that moved without changes is written to disk.
 const KEEP_CURSOR_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-/// Level again within five seconds of healing: the wait, then connecting and comparing.
-const BACKOFF_MOST: Duration = Duration::from_secs(3);
+/// Where there is no connection: level again within five seconds of healing, the wait, then connecting and comparing.
+const BACKOFF_UNREACHED: Duration = Duration::from_secs(3);
+/// Where Postgres lets nodes in and they get no further, hundreds of them must not keep it busy with passwords.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(15);
 const BACKOFF_DISK: Duration = Duration::from_secs(1);
 /// A session that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
@@ -179,6 +181,17 @@ impl FeedError {
             _ => Disconnect::Connect,
         }
     }
+
+    /// The longest wait after it.
+    fn backoff_most(&self) -> Duration {
+        match self {
+            // Postgres is there; it is the disk that is waited for.
+            Self::Replica(_) => BACKOFF_DISK,
+            Self::Ended | Self::Promoted | Self::PrimaryIsBack => BACKOFF_UNREACHED,
+            Self::Source(err) if err.is_of_the_connection() => BACKOFF_UNREACHED,
+            _ => BACKOFF_REFUSED,
+        }
+    }
 }
 
 /// What the feed remembers between pulls.
@@ -235,10 +248,8 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
         }
-        if let FeedError::Replica(_) = err {
-            // Postgres is there; it is the disk that is waited for.
-            backoff = backoff.min(BACKOFF_DISK);
-        }
+        let most = err.backoff_most();
+        backoff = backoff.min(most);
         feed.health.enter(FeedState::Backoff);
         // Full jitter: after a restart of Postgres the nodes do not come back all at once.
         tokio::select! {
@@ -246,7 +257,7 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
             () = sleep(jitter(Duration::from_millis(10), backoff)) => {}
             Some(order) = feed.orders.recv() => state.waiting.push_back(order),
         }
-        backoff = backoff.saturating_mul(2).min(BACKOFF_MOST);
+        backoff = backoff.saturating_mul(2).min(most);
     }
     if state.cursor_moved
         && let Some(cursor) = &state.cursor
@@ -1307,4 +1318,37 @@ fn jitter(least: Duration, more: Duration) -> Duration {
     let bits = Uuid::new_v4().as_u128() & 0xffff_ffff;
     let share = f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(u32::MAX);
     least.saturating_add(more.mul_f64(share))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_let_in_and_gets_no_further_waits_longer_than_who_finds_nobody() {
+        let rejected = |what: &str| SourceError::Rejected {
+            place: "db".to_owned(),
+            what: what.to_owned(),
+        };
+        let (place, what) = ("db".to_owned(), "Connection refused".to_owned());
+        for soon in [
+            FeedError::Ended,
+            SourceError::Connect { place, what }.into(),
+            SourceError::Lost("reset".to_owned()).into(),
+            SourceError::Timeout(Duration::ZERO).into(),
+            // Before any password: a server that is starting.
+            rejected("the database system is starting up (SQLSTATE 57P03); wait").into(),
+        ] {
+            assert_eq!(soon.backoff_most(), BACKOFF_UNREACHED, "{soon}");
+        }
+        for late in [
+            FeedError::OtherDatabase,
+            FeedError::Panicked,
+            FeedError::Bug,
+            SourceError::NoSchema.into(),
+            rejected("password authentication failed (SQLSTATE 28P01)").into(),
+        ] {
+            assert_eq!(late.backoff_most(), BACKOFF_REFUSED, "{late}");
+        }
+    }
 }

@@ -122,6 +122,19 @@ impl SourceError {
         matches!(self, Self::Connect { what, .. } if what.contains("does not allow writes"))
     }
 
+    /// Whether there was no connection to speak of, or none any more: it costs the server nothing to be asked again.
+    #[must_use]
+    pub fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Untrusted { .. } | Self::Timeout(_) | Self::Lost(_) => {
+                true
+            }
+            // The server is starting or stopping, and says so before it asks for a password.
+            Self::Rejected { what, .. } => what.contains("57P03"),
+            _ => false,
+        }
+    }
+
     fn shape(doing: &'static str, what: impl std::fmt::Display) -> Self {
         Self::Shape {
             doing,
