@@ -241,8 +241,8 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
                 },
             );
         }
-        if matches!(err, FeedError::Bug) {
-            // What it had in mind may be half of something.
+        if matches!(err, FeedError::Bug | FeedError::Panicked) {
+            // What it had in mind may be half of something, and the disk may be ahead of it.
             state = feed.state_on_disk();
         }
         if began.elapsed() > HEALTHY_AFTER {
