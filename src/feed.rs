@@ -587,6 +587,8 @@ impl Feed {
             change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref())
         {
             if why == Why::OtherIdentity {
+                // Nothing is under way, and this is not the moment for another connection of every node.
+                link.busy.send_replace(None);
                 self.spread(
                     self.config
                         .spread
