@@ -533,7 +533,9 @@ impl<H: Host> Answering<H> {
             limits.ends.crowd = crowd.waiting.clone();
         }
         self.connections.spawn(async move {
-            limits.ends.hold_back(pause).await;
+            if limits.ends.hold_back(pause).await {
+                return;
+            }
             let handler = match host.connect(&door, side, &stream, accepted) {
                 Ok(handler) => Arc::new(handler),
                 Err(err) => {
