@@ -139,13 +139,26 @@ impl Engine {
     /// [`Refusal`]: unknown, never good, not synchronised, unreadable. Inactive numbers and suspended tenants are
     /// found here; `select` refuses them.
     pub async fn find(&self, number: &E164) -> Result<Found, Refusal> {
+        self.find_known(number, &|_: &Tenant| true).await
+    }
+
+    /// As [`find`](Self::find), for a caller that may know only of some tenants: another's number is unknown, and
+    /// neither kept in memory nor counted, for what is counted is told to callers.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find). Bad rows of a tenant that was never good are told: [`never_good`](Self::never_good).
+    pub async fn find_known(
+        &self,
+        number: &E164,
+        may_know: &(dyn Fn(&Tenant) -> bool + Sync),
+    ) -> Result<Found, Refusal> {
         if !self.health.is_synced() {
-            return self.read_through(number).await;
+            return self.read_through(number, may_know).await;
         }
         let staleness = self.health.staleness();
         // Before the rows are read: once it is forgotten, they say the same.
         let ahead = self.ahead.load();
-        let mut profile = self.local(number)?;
+        let mut profile = self.local(number, may_know)?;
         profile.suspended_ahead = ahead.tenants.contains(&profile.tenant.tenant.id);
         Ok(Found { profile, staleness })
     }
@@ -175,21 +188,27 @@ impl Engine {
     }
 
     /// A read that a failing disk spoiled is done again, for the replica is opened anew then.
-    fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+    fn local(&self, number: &E164, may_know: &dyn Fn(&Tenant) -> bool) -> Result<Profile, Refusal> {
         for _ in 0..TRIES {
-            match self.local_once(number) {
+            match self.local_once(number, may_know) {
                 Err(Refusal::Unreadable) => std::thread::sleep(BREATH),
                 found => return found,
             }
         }
-        self.local_once(number)
+        self.local_once(number, may_know)
     }
 
-    fn local_once(&self, number: &E164) -> Result<Profile, Refusal> {
+    fn local_once(
+        &self,
+        number: &E164,
+        may_know: &dyn Fn(&Tenant) -> bool,
+    ) -> Result<Profile, Refusal> {
+        let known = |tenant: &Tenant| may_know(tenant).then_some(()).ok_or(Refusal::UnknownNumber);
         if let Some((number, tenant)) = self.cache.get(number) {
+            known(&tenant.tenant)?;
+            self.metrics.cache_hits.inc();
             return Ok(Profile::new(number, tenant));
         }
-        self.metrics.cache_fills.inc();
         let unreadable = |err: ReplicaError| {
             tracing::error!(error = %err, "a question could not be answered from the replica");
             Refusal::Unreadable
@@ -207,6 +226,8 @@ impl Engine {
                 && self.cache.number_is(number, number_generation)
             {
                 let profile = Arc::new(resolve::number(&found.record)?);
+                known(&tenant.tenant)?;
+                self.metrics.cache_fills.inc();
                 self.cache.keep_number(number, &profile, number_generation);
                 return Ok(Profile::new(profile, tenant));
             }
@@ -217,7 +238,9 @@ impl Engine {
             };
             let profile = Arc::new(profile?);
             let tenant = Arc::new(self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?);
+            known(&tenant.tenant)?;
             if of == found.tenant {
+                self.metrics.cache_fills.inc();
                 self.cache.keep_tenant(of, &tenant, tenant_generation);
                 self.cache.keep_number(number, &profile, number_generation);
                 return Ok(Profile::new(profile, tenant));
@@ -228,6 +251,8 @@ impl Engine {
             .map_err(unreadable)?
             .ok_or(Refusal::UnknownNumber)?;
         let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
+        known(&tenant.tenant)?;
+        self.metrics.cache_fills.inc();
         Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
     }
 
@@ -253,13 +278,17 @@ impl Engine {
     }
 
     /// Before the first complete copy: this one number, from Postgres.
-    async fn read_through(&self, number: &E164) -> Result<Found, Refusal> {
+    async fn read_through(
+        &self,
+        number: &E164,
+        may_know: &(dyn Fn(&Tenant) -> bool + Sync),
+    ) -> Result<Found, Refusal> {
         let Some(source) = self.read_through.load_full() else {
             // The first copy was completed right now.
             return if self.health.is_synced() {
                 Ok(Found {
                     staleness: self.health.staleness(),
-                    profile: self.local(number)?,
+                    profile: self.local(number, may_know)?,
                 })
             } else {
                 Err(Refusal::NeverSynced)
@@ -291,6 +320,9 @@ impl Engine {
         if !tenant.tenant.is_active() {
             // The copy may be of before.
             self.suspended_ahead(BTreeSet::from([tenant.tenant.id]));
+        }
+        if !may_know(&tenant.tenant) {
+            return Err(Refusal::UnknownNumber);
         }
         let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
         let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
