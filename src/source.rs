@@ -694,7 +694,7 @@ impl Session {
         Ok(())
     }
 
-    /// Held tenants that are not active, as Postgres has them now.
+    /// Held tenants that are not active, as Postgres has them now, and which server says so.
     ///
     /// # Errors
     /// [`SourceError`] as for every statement.
