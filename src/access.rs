@@ -191,6 +191,9 @@ const SWIFT_REFUSALS: u64 = 16;
 /// Longest time for which a refusal, or a connection of who is refused, is held back.
 const MOST_HELD: Duration = Duration::from_secs(1);
 
+/// Longest time for which a new connection over TCP is held back: nobody knows there who floods, and probes come so too.
+const MOST_HELD_TCP: Duration = Duration::from_millis(200);
+
 /// A caller has asked too often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Over {
@@ -383,7 +386,8 @@ impl Access {
     pub fn pause(&self, user: Option<u32>, now: Instant) -> Duration {
         let Some(uid) = user else {
             let limit = self.tcp.as_ref();
-            return limit.map_or(Duration::ZERO, |limit| limit.bucket.hold(now));
+            let hold = limit.map_or(Duration::ZERO, |limit| limit.bucket.hold(now));
+            return hold.min(MOST_HELD_TCP);
         };
         let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let hold = |unit| Some(buckets.of_users.get(&(uid, unit))?.hold(now));
@@ -1122,5 +1126,12 @@ mod tests {
         for other in [Some(110), Some(5), None] {
             assert_eq!(access.pause(other, now), Duration::ZERO);
         }
+        // Nobody knows who floods over TCP: others wait only so long.
+        let tcp = access.rights(&Caller::Tcp, now);
+        for _ in 0..20_100 {
+            let _ = tcp.take(now);
+        }
+        assert_eq!(access.pause(None, now), MOST_HELD_TCP);
+        assert!(access.pause(Some(0), now) > MOST_HELD_TCP);
     }
 }

@@ -122,7 +122,6 @@ pub struct Cache {
     tenants: Moka<Uuid, TenantEntry>,
     number_generations: Stripes,
     tenant_generations: Stripes,
-    metrics: Arc<Metrics>,
 }
 
 impl Cache {
@@ -153,7 +152,6 @@ impl Cache {
                 .build(),
             number_generations: Stripes::new(NUMBER_STRIPES),
             tenant_generations: Stripes::new(TENANT_STRIPES),
-            metrics: Arc::clone(metrics),
         }
     }
 
@@ -163,10 +161,8 @@ impl Cache {
         let entry = self.numbers.get(number)?;
         let tenant = self.tenant(entry.profile.row.tenant_id)?;
         // Last, so that a batch which changed both between the two reads is noticed.
-        self.number_is(number, entry.generation).then(|| {
-            self.metrics.cache_hits.inc();
-            (entry.profile, tenant)
-        })
+        self.number_is(number, entry.generation)
+            .then_some((entry.profile, tenant))
     }
 
     /// A tenant, where it is here and good.

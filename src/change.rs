@@ -88,7 +88,7 @@ impl TryFrom<String> for Snapshot {
 
 /// Which server, started when, in which role, which database: when one differs, transaction ids mean something else.
 /// Not the timeline: after a promotion `pg_control_checkpoint()` shows the old one for minutes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// `system_identifier` of `pg_control_system()`.
     pub system: String,

@@ -148,7 +148,7 @@ section! {
         tcp: String = "127.0.0.1:8377".to_owned(),
         /// Most requests of all TCP callers together, written as `rate` of an access rule is. `off`: no limit.
         tcp_rate: Rate = Rate::DEFAULT,
-        /// Most connections at once over all call listeners; more wait in the backlog.
+        /// Most connections at once over all call listeners, at most three quarters of them one caller's; more wait in the backlog.
         max_connections: u32 = 1024,
         /// A request's head must be complete within this time.
         #[serde(with = "humantime_serde")]

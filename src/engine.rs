@@ -58,6 +58,9 @@ pub struct Stats {
     pub cache_bytes: u64,
 }
 
+/// Whether the caller may know of a tenant's numbers.
+type MayKnow<'a> = &'a (dyn Fn(&Tenant) -> bool + Sync);
+
 /// Replica, cache and keys as one.
 #[derive(Debug)]
 pub struct Engine {
@@ -146,13 +149,22 @@ impl Engine {
     /// [`Refusal`]: unknown, never good, not synchronised, unreadable. Inactive numbers and suspended tenants are
     /// found here; `select` refuses them.
     pub async fn find(&self, number: &E164) -> Result<Found, Refusal> {
+        self.find_known(number, &|_: &Tenant| true).await
+    }
+
+    /// As [`find`](Self::find), for a caller that may know only of some tenants: another's number is unknown, and
+    /// neither kept in memory nor counted, for what is counted is told to callers.
+    ///
+    /// # Errors
+    /// As [`find`](Self::find). Bad rows of a tenant that was never good are told: [`never_good`](Self::never_good).
+    pub async fn find_known(&self, number: &E164, may_know: MayKnow<'_>) -> Result<Found, Refusal> {
         if !self.health.is_synced() {
-            return self.read_through(number).await;
+            return self.read_through(number, may_know).await;
         }
         let staleness = self.health.staleness();
         // Before the rows are read: once it is forgotten, they say the same.
         let ahead = self.ahead.load();
-        let mut profile = self.local(number).await?;
+        let mut profile = self.local(number, may_know).await?;
         profile.suspended_ahead = ahead.tenants.contains(&profile.tenant.tenant.id);
         Ok(Found { profile, staleness })
     }
@@ -162,23 +174,30 @@ impl Engine {
     /// meanwhile: its rows here are from before.
     pub fn suspended_ahead(&self, mut tenants: BTreeSet<Uuid>) {
         let known = since_boot();
-        tenants.extend(&self.ahead.load().tenants);
-        self.ahead.store(Arc::new(Ahead { tenants, known }));
+        // Answers of Postgres itself say so too, at the same time.
+        self.ahead.rcu(|ahead| {
+            tenants.extend(&ahead.tenants);
+            Ahead {
+                tenants: tenants.clone(),
+                known,
+            }
+        });
     }
 
     /// Rows that were asked for at this time since boot are in force: what was known ahead of them is forgotten.
     pub fn rows_of(&self, asked: Duration) {
         let ahead = self.ahead.load();
         if !ahead.tenants.is_empty() && ahead.known <= asked {
-            self.ahead.store(Arc::default());
+            // What came in between stays.
+            self.ahead.compare_and_swap(&ahead, Arc::default());
         }
     }
 
     /// A read that a failing disk spoiled is done again, for the replica is opened anew then.
-    async fn local(&self, number: &E164) -> Result<Profile, Refusal> {
+    async fn local(&self, number: &E164, may_know: MayKnow<'_>) -> Result<Profile, Refusal> {
         let mut breath = BREATH;
         loop {
-            match self.local_once(number) {
+            match self.local_once(number, may_know) {
                 Ok(profile) => return Ok(profile),
                 Err(Missed::Refused(refusal)) => return Err(refusal),
                 Err(Missed::Unread(err))
@@ -193,11 +212,13 @@ impl Engine {
         }
     }
 
-    fn local_once(&self, number: &E164) -> Result<Profile, Missed> {
+    fn local_once(&self, number: &E164, may_know: MayKnow<'_>) -> Result<Profile, Missed> {
+        let known = |tenant: &Tenant| may_know(tenant).then_some(()).ok_or(Refusal::UnknownNumber);
         if let Some((number, tenant)) = self.cache.get(number) {
+            known(&tenant.tenant)?;
+            self.metrics.cache_hits.inc();
             return Ok(Profile::new(number, tenant));
         }
-        self.metrics.cache_fills.inc();
         for _ in 0..TRIES {
             let number_generation = self.cache.number_generation(number);
             let found = self.replica.view()?.number(number.as_str())?;
@@ -207,6 +228,8 @@ impl Engine {
                 && self.cache.number_is(number, number_generation)
             {
                 let profile = Arc::new(resolve::number(&found.record)?);
+                known(&tenant.tenant)?;
+                self.metrics.cache_fills.inc();
                 self.cache.keep_number(number, &profile, number_generation);
                 return Ok(Profile::new(profile, tenant));
             }
@@ -217,7 +240,9 @@ impl Engine {
             };
             let profile = Arc::new(profile?);
             let tenant = Arc::new(self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?);
+            known(&tenant.tenant)?;
             if of == found.tenant {
+                self.metrics.cache_fills.inc();
                 self.cache.keep_tenant(of, &tenant, tenant_generation);
                 self.cache.keep_number(number, &profile, number_generation);
                 return Ok(Profile::new(profile, tenant));
@@ -226,6 +251,8 @@ impl Engine {
         let view = self.replica.view()?;
         let (_, profile, record) = Self::pair(&view, number)?.ok_or(Refusal::UnknownNumber)?;
         let tenant = self.resolve_tenant(&record.ok_or(Refusal::NoGoodRow)?)?;
+        known(&tenant.tenant)?;
+        self.metrics.cache_fills.inc();
         Ok(Profile::new(Arc::new(profile?), Arc::new(tenant)))
     }
 
@@ -251,13 +278,13 @@ impl Engine {
     }
 
     /// Before the first complete copy: this one number, from Postgres.
-    async fn read_through(&self, number: &E164) -> Result<Found, Refusal> {
+    async fn read_through(&self, number: &E164, may_know: MayKnow<'_>) -> Result<Found, Refusal> {
         let Some(source) = self.read_through.load_full() else {
             // The first copy was completed right now.
             return if self.health.is_synced() {
                 Ok(Found {
                     staleness: self.health.staleness(),
-                    profile: self.local(number).await?,
+                    profile: self.local(number, may_know).await?,
                 })
             } else {
                 Err(Refusal::NeverSynced)
@@ -286,6 +313,13 @@ impl Engine {
             .tenant_document
             .map(|document| admit::tenant(one.tenant, &document, None, &self.limits));
         let tenant = self.resolve_tenant(&tenant.ok_or(Refusal::NoGoodRow)?)?;
+        if !tenant.tenant.is_active() {
+            // The copy may be of before.
+            self.suspended_ahead(BTreeSet::from([tenant.tenant.id]));
+        }
+        if !may_know(&tenant.tenant) {
+            return Err(Refusal::UnknownNumber);
+        }
         let profile = Profile::new(Arc::new(resolve::number(&record)?), Arc::new(tenant));
         let ms = u64::try_from(asked.elapsed().as_millis()).unwrap_or(u64::MAX);
         Ok(Found {

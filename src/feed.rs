@@ -22,7 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::change::{self, Changed, Cursor, Header, KEYS_PER_PULL, Key, Step, Why, Written};
+use crate::change::{
+    self, Changed, Cursor, Header, Identity, KEYS_PER_PULL, Key, Step, Why, Written,
+};
 use crate::config::FeedConfig;
 use crate::engine::Engine;
 use crate::health::{FeedState, Health, Held, LastError, since_boot};
@@ -44,6 +46,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// A batch that takes longer than this makes others wait: from then on, and so often, suspensions are asked for aside.
 const ASIDE_AFTER: Duration = Duration::from_millis(300);
 const ASIDE_EVERY: Duration = Duration::from_millis(250);
+/// Where that failed, it is tried again after so long, and up to as much again.
+const ASIDE_AGAIN: Duration = Duration::from_secs(1);
 /// How often it is made sure that LISTEN still stands.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
@@ -53,8 +57,10 @@ const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 /// How often a cursor that moved without changes is written to disk.
 const KEEP_CURSOR_EVERY: Duration = Duration::from_secs(600);
 const BACKOFF_FIRST: Duration = Duration::from_millis(100);
-/// Level again within five seconds of healing: the wait, then connecting and comparing.
-const BACKOFF_MOST: Duration = Duration::from_secs(3);
+/// Where there is no connection: level again within five seconds of healing, the wait, then connecting and comparing.
+const BACKOFF_UNREACHED: Duration = Duration::from_secs(3);
+/// Where Postgres lets nodes in and they get no further, hundreds of them must not keep it busy with passwords.
+const BACKOFF_REFUSED: Duration = Duration::from_secs(15);
 const BACKOFF_DISK: Duration = Duration::from_secs(1);
 /// A session that lasted this long starts the back-off anew.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
@@ -175,6 +181,17 @@ impl FeedError {
             _ => Disconnect::Connect,
         }
     }
+
+    /// The longest wait after it.
+    fn backoff_most(&self) -> Duration {
+        match self {
+            // Postgres is there; it is the disk that is waited for.
+            Self::Replica(_) => BACKOFF_DISK,
+            Self::Ended | Self::Promoted | Self::PrimaryIsBack => BACKOFF_UNREACHED,
+            Self::Source(err) if err.is_of_the_connection() => BACKOFF_UNREACHED,
+            _ => BACKOFF_REFUSED,
+        }
+    }
 }
 
 /// What the feed remembers between pulls.
@@ -224,17 +241,15 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
                 },
             );
         }
-        if matches!(err, FeedError::Bug) {
-            // What it had in mind may be half of something.
+        if matches!(err, FeedError::Bug | FeedError::Panicked) {
+            // What it had in mind may be half of something, and the disk may be ahead of it.
             state = feed.state_on_disk();
         }
         if began.elapsed() > HEALTHY_AFTER {
             backoff = BACKOFF_FIRST;
         }
-        if let FeedError::Replica(_) = err {
-            // Postgres is there; it is the disk that is waited for.
-            backoff = backoff.min(BACKOFF_DISK);
-        }
+        let most = err.backoff_most();
+        backoff = backoff.min(most);
         feed.health.enter(FeedState::Backoff);
         // Full jitter: after a restart of Postgres the nodes do not come back all at once.
         tokio::select! {
@@ -242,7 +257,7 @@ pub async fn run(mut feed: Feed, stop: CancellationToken) {
             () = sleep(jitter(Duration::from_millis(10), backoff)) => {}
             Some(order) = feed.orders.recv() => state.waiting.push_back(order),
         }
-        backoff = backoff.saturating_mul(2).min(BACKOFF_MOST);
+        backoff = backoff.saturating_mul(2).min(most);
     }
     if state.cursor_moved
         && let Some(cursor) = &state.cursor
@@ -313,11 +328,11 @@ impl Feed {
         };
         let aside = Aside {
             target: self.read_target.clone().unwrap_or(self.target.clone()),
-            // Never a newer server than the one that rows are read from: nobody goes back.
             role: match (&self.read_target, link.bell.recovery) {
                 (None, false) => Role::Writable,
                 _ => Role::Any,
             },
+            rows_of: link.rows().identity.clone(),
             held: self.held.clone(),
             engine: Arc::clone(&self.engine),
         };
@@ -572,6 +587,8 @@ impl Feed {
             change::continues(state.cursor.as_ref(), &pulled.header, self.held.as_deref())
         {
             if why == Why::OtherIdentity {
+                // Nothing is under way, and this is not the moment for another connection of every node.
+                link.busy.send_replace(None);
                 self.spread(
                     self.config
                         .spread
@@ -1120,6 +1137,8 @@ impl Feed {
 struct Aside {
     target: Target,
     role: Role,
+    /// The server that rows are read from. Another one may be newer, and answers would go back.
+    rows_of: Identity,
     held: Option<Vec<String>>,
     engine: Arc<Engine>,
 }
@@ -1145,20 +1164,20 @@ impl Aside {
                 () = over => {}
                 Err(err) = self.ask() => {
                     tracing::debug!(error = %err, "suspensions wait for the batch");
-                    sleep(ASIDE_EVERY).await;
+                    sleep(jitter(ASIDE_AGAIN, ASIDE_AGAIN)).await;
                 }
             }
         }
     }
 
     async fn ask(&self) -> Result<Infallible, SourceError> {
-        // Before the first complete copy every question is asked of Postgres itself.
-        while !self.engine.health().is_synced() {
-            sleep(ASIDE_EVERY).await;
-        }
         let session = Session::open(&self.target, self.role, self.held.clone()).await?;
         loop {
-            self.engine.suspended_ahead(session.not_active().await?);
+            let (server, tenants) = session.not_active().await?;
+            if server != self.rows_of {
+                return Err(SourceError::OtherServer);
+            }
+            self.engine.suspended_ahead(tenants);
             sleep(ASIDE_EVERY).await;
         }
     }
@@ -1301,4 +1320,37 @@ fn jitter(least: Duration, more: Duration) -> Duration {
     let bits = Uuid::new_v4().as_u128() & 0xffff_ffff;
     let share = f64::from(u32::try_from(bits).unwrap_or(0)) / f64::from(u32::MAX);
     least.saturating_add(more.mul_f64(share))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_let_in_and_gets_no_further_waits_longer_than_who_finds_nobody() {
+        let rejected = |what: &str| SourceError::Rejected {
+            place: "db".to_owned(),
+            what: what.to_owned(),
+        };
+        let (place, what) = ("db".to_owned(), "Connection refused".to_owned());
+        for soon in [
+            FeedError::Ended,
+            SourceError::Connect { place, what }.into(),
+            SourceError::Lost("reset".to_owned()).into(),
+            SourceError::Timeout(Duration::ZERO).into(),
+            // Before any password: a server that is starting.
+            rejected("the database system is starting up (SQLSTATE 57P03); wait").into(),
+        ] {
+            assert_eq!(soon.backoff_most(), BACKOFF_UNREACHED, "{soon}");
+        }
+        for late in [
+            FeedError::OtherDatabase,
+            FeedError::Panicked,
+            FeedError::Bug,
+            SourceError::NoSchema.into(),
+            rejected("password authentication failed (SQLSTATE 28P01)").into(),
+        ] {
+            assert_eq!(late.backoff_most(), BACKOFF_REFUSED, "{late}");
+        }
+    }
 }

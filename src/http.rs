@@ -157,6 +157,17 @@ pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
     Ok(())
 }
 
+/// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
+#[must_use]
+pub fn lacks_descriptors(configured: u32) -> Option<(u64, u64)> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let places = most_places(configured, limit.unwrap_or(u64::MAX));
+    (places < u64::from(configured)).then_some((
+        places,
+        u64::from(configured).saturating_add(KEPT_DESCRIPTORS),
+    ))
+}
+
 /// Why rules about units match nobody on this host, where there are such rules.
 #[must_use]
 pub fn units_cannot_be_told(config: &Config) -> Option<&'static str> {
@@ -539,7 +550,9 @@ impl<H: Host> Answering<H> {
         let progress = Progress::new();
         let riding = progress.clone();
         let connection = async move {
-            limits.ends.hold_back(pause).await;
+            if limits.ends.hold_back(pause).await {
+                return;
+            }
             let handler = match host.connect(&door, side, &stream, accepted) {
                 Ok(handler) => Arc::new(handler),
                 Err(err) => {

@@ -22,7 +22,7 @@ use tokio_postgres::{AsyncMessage, Client, Statement};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-use crate::change::{Changed, Header, Key, Start};
+use crate::change::{Changed, Header, Identity, Key, Start};
 use crate::row::DocHash;
 
 pub use target::{Role, Target, TargetError};
@@ -94,6 +94,9 @@ pub enum SourceError {
     /// The one who wanted the rows is gone.
     #[error("nobody takes the rows any more")]
     NobodyReads,
+    /// Several servers stand behind the URL, and this is not the one that was meant.
+    #[error("another server than the one that rows are read from")]
+    OtherServer,
 }
 
 impl SourceError {
@@ -117,6 +120,19 @@ impl SourceError {
     #[must_use]
     pub fn only_standby(&self) -> bool {
         matches!(self, Self::Connect { what, .. } if what.contains("does not allow writes"))
+    }
+
+    /// Whether there was no connection to speak of, or none any more: it costs the server nothing to be asked again.
+    #[must_use]
+    pub fn is_of_the_connection(&self) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Untrusted { .. } | Self::Timeout(_) | Self::Lost(_) => {
+                true
+            }
+            // The server is starting or stopping, and says so before it asks for a password.
+            Self::Rejected { what, .. } => what.contains("57P03"),
+            _ => false,
+        }
     }
 
     fn shape(doing: &'static str, what: impl std::fmt::Display) -> Self {
@@ -240,6 +256,8 @@ pub struct Session {
     pub server_version: String,
     /// Connected to a standby: no LISTEN there.
     pub recovery: bool,
+    /// The server that the session was opened with.
+    pub identity: Identity,
     backend_pid: i32,
 }
 
@@ -315,6 +333,7 @@ impl Session {
             statement_timeout: target.statement_timeout,
             server_version: String::new(),
             recovery: false,
+            identity: Identity::default(),
             backend_pid: 0,
         };
         session.check().await?;
@@ -331,12 +350,13 @@ impl Session {
         let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
         self.server_version = row.try_get(0).map_err(read)?;
         let encoding: String = row.try_get(1).map_err(read)?;
-        self.recovery = row.try_get(2).map_err(read)?;
-        self.backend_pid = row.try_get(4).map_err(read)?;
+        self.backend_pid = row.try_get(3).map_err(read)?;
+        self.identity = parse(DOING, &row.try_get::<_, String>(4).map_err(read)?)?;
+        self.recovery = self.identity.recovery;
         if encoding != "UTF8" {
             return Err(SourceError::Encoding(encoding));
         }
-        if !row.try_get::<_, bool>(3).map_err(read)? {
+        if !row.try_get::<_, bool>(2).map_err(read)? {
             return Err(SourceError::NoSchema);
         }
         let pull = self
@@ -674,20 +694,20 @@ impl Session {
         Ok(())
     }
 
-    /// Held tenants that are not active, as Postgres has them now.
+    /// Held tenants that are not active, as Postgres has them now, and which server says so.
     ///
     /// # Errors
     /// [`SourceError`] as for every statement.
-    pub async fn not_active(&self) -> Result<BTreeSet<Uuid>, SourceError> {
+    pub async fn not_active(&self) -> Result<(Identity, BTreeSet<Uuid>), SourceError> {
         const DOING: &str = "asking which tenants are not active";
         let held = (&self.held as &(dyn ToSql + Sync), Type::TEXT_ARRAY);
-        let rows = self
-            .limit(self.client.query_typed(sql::NOT_ACTIVE, &[held]), DOING)
+        let row = self
+            .limit(self.client.query_typed_one(sql::NOT_ACTIVE, &[held]), DOING)
             .await?;
-        rows.iter()
-            .map(|row| row.try_get(0))
-            .collect::<Result<_, _>>()
-            .map_err(|err| SourceError::shape(DOING, chain(&err)))
+        let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
+        let identity: String = row.try_get(0).map_err(read)?;
+        let tenants: Vec<Uuid> = row.try_get(1).map_err(read)?;
+        Ok((parse(DOING, &identity)?, tenants.into_iter().collect()))
     }
 
     /// The id of a tenant by slug or id, as Postgres has it now.

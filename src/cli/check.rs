@@ -143,6 +143,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     replica_dir(&config, &mut findings);
     access(&config, &mut findings);
     units(&config, &mut findings);
+    descriptors(&config, &mut findings);
     match crate::http::try_admin_tcp(&config) {
         Ok(()) if config.admin.tcp.is_empty() => findings.ok("admin.tcp", "off"),
         Ok(()) => findings.ok(
@@ -340,6 +341,17 @@ fn units(config: &Config, findings: &mut Findings) {
             "access",
             format!("rules about units match nobody: {why}"),
             "let the daemon see /proc, or name users or groups instead",
+        );
+    }
+}
+
+/// The daemon raises its limit itself, as far as it may.
+fn descriptors(config: &Config, findings: &mut Findings) {
+    if let Some((left, needed)) = crate::http::lacks_descriptors(config.http.max_connections) {
+        findings.warning(
+            "http.max_connections",
+            format!("the limit of descriptors leaves {left} connections, if the daemon has the one of this shell"),
+            format!("set LimitNOFILE={needed} in the unit, or ulimit -Hn"),
         );
     }
 }

@@ -53,13 +53,25 @@ pub enum BindError {
     },
     /// The directory lets anyone put a socket of their own in our place.
     #[error(
-        "{key} {path}: anyone may write to its directory; take that right away or choose another directory"
+        "{key} {path}: anyone may write to its directory or one above; take that right away or choose another directory"
     )]
     OpenDirectory {
         /// The setting.
         key: &'static str,
         /// Its value.
         path: PathBuf,
+    },
+    /// The directory belongs to somebody who could put a socket of their own in our place.
+    #[error(
+        "{key} {path}: its directory belongs to user {owner}; give it to root or to the daemon's user, or choose another directory"
+    )]
+    ForeignDirectory {
+        /// The setting.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
     },
     /// No group of that name.
     #[error(
@@ -418,15 +430,28 @@ fn directory(key: &'static str, path: &Path, mode: u32) -> Result<(), BindError>
         found => found,
     };
     let found = found.map_err(system("look at its directory"))?;
-    let anyone = found.mode() & 0o002 != 0 && found.mode() & 0o1000 == 0;
-    if anyone {
-        Err(BindError::OpenDirectory {
+    let owner = found.uid();
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        return Err(BindError::ForeignDirectory {
             key,
             path: path.to_owned(),
-        })
-    } else {
-        Ok(())
+            owner,
+        });
     }
+    // Whoever may write to one above could put another in its place.
+    let real = fs::canonicalize(directory).map_err(system("look at its directory"))?;
+    for above in real.ancestors() {
+        let mode = fs::metadata(above)
+            .map_err(system("look at the directories above"))?
+            .mode();
+        if mode & 0o002 != 0 && mode & 0o1000 == 0 {
+            return Err(BindError::OpenDirectory {
+                key,
+                path: path.to_owned(),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// The file beside a socket that its process holds locked. It stays: removing it would let two in.

@@ -263,9 +263,9 @@ async fn find(
             || (wants == Wants::Credentials && rights.credentials(tenant) != Providers::None)
     };
     for number in readings {
-        match app.engine.find(&number).await {
-            Ok(found) if may_know(&found.profile.tenant.tenant) => return Ok(Known::Found(found)),
-            Ok(_) | Err(Refusal::UnknownNumber) => {}
+        match app.engine.find_known(&number, &may_know).await {
+            Ok(found) => return Ok(Known::Found(found)),
+            Err(Refusal::UnknownNumber) => {}
             Err(Refusal::NoGoodRow) => {
                 let (tenant, faults) = app.engine.never_good(&number);
                 if !may_know(&tenant) {

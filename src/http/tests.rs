@@ -1006,6 +1006,31 @@ async fn a_directory_that_anyone_may_write_to_is_refused() {
 }
 
 #[tokio::test]
+async fn a_directory_of_a_stranger_or_below_one_that_anyone_may_write_to_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = dir.path().join("above/of/ours");
+    std::fs::create_dir_all(&below).unwrap();
+    let config = config(&below);
+    let set = |mode| {
+        let above = dir.path().join("above");
+        std::fs::set_permissions(above, std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    set(0o777);
+    assert!(matches!(
+        open(&config),
+        Err(BindError::OpenDirectory { .. })
+    ));
+    set(0o1777);
+    assert!(open(&config).is_ok());
+    if !rustix::process::geteuid().is_root() {
+        return; // Only root can give a directory away.
+    }
+    std::os::unix::fs::chown(&below, Some(65_533), None).unwrap();
+    let told = open(&config).unwrap_err().to_string();
+    assert!(told.contains("belongs to user 65533"), "{told}");
+}
+
+#[tokio::test]
 async fn a_port_in_use_and_an_unknown_group_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

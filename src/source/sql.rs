@@ -68,21 +68,28 @@ macro_rules! held_number {
     };
 }
 
-/// Everything of a pull beside keys and rows.
-macro_rules! header {
+/// Which server answers, started when, in which role, which database.
+macro_rules! identity {
     () => {
         "json_build_object(
-           'snapshot', pg_current_snapshot()::text,
-           'identity', json_build_object(
              'system', (select system_identifier::text from pg_control_system()),
              'started', (extract(epoch from pg_postmaster_start_time()) * 1000000)::bigint::text,
              'recovery', pg_is_in_recovery(),
-             'database', (select oid::bigint from pg_database where datname = current_database())),
+             'database', (select oid::bigint from pg_database where datname = current_database()))"
+    };
+}
+
+/// Everything of a pull beside keys and rows.
+macro_rules! header {
+    () => {
+        concat!("json_build_object(
+           'snapshot', pg_current_snapshot()::text,
+           'identity', ", identity!(), ",
            'armed', sidetone.armed(),
            'schema_version', (select schema_version from sidetone.meta),
            'floor', (select floor::text from sidetone.meta),
            'future', exists (select from sidetone.change where xid >= pg_snapshot_xmax(pg_current_snapshot())),
-           'queue_usage', case when pg_is_in_recovery() then 0 else pg_notification_queue_usage() end)::text"
+           'queue_usage', case when pg_is_in_recovery() then 0 else pg_notification_queue_usage() end)::text")
     };
 }
 
@@ -200,19 +207,25 @@ pub(super) const ONE_NUMBER: &str = concat!(
     held_number!("$2")
 );
 
-/// Held tenants that are not active: `$1` tenants held. Bounded, because it is asked often.
+/// Who answers, and held tenants that are not active: `$1` tenants held. Bounded, because it is asked often.
 pub(super) const NOT_ACTIVE: &str = concat!(
-    "select t.id from public.tenants t where t.status <> 'active' and ",
+    "select ",
+    identity!(),
+    "::text, array(select t.id from public.tenants t where t.status <> 'active' and ",
     held_tenant!("$1"),
-    " limit 100000"
+    " limit 100000)"
 );
 
 /// The id of a tenant by slug or id.
 pub(super) const TENANT_ID: &str = "select t.id from public.tenants t where t.slug = $1 or t.id::text = $1 order by t.slug = $1 desc limit 1";
 
 /// What a session must be told before it is used.
-pub(super) const SESSION: &str = "select current_setting('server_version'), current_setting('server_encoding'), pg_is_in_recovery(), \
-     to_regclass('sidetone.meta') is not null and to_regclass('sidetone.change') is not null, pg_backend_pid()";
+pub(super) const SESSION: &str = concat!(
+    "select current_setting('server_version'), current_setting('server_encoding'),
+     to_regclass('sidetone.meta') is not null and to_regclass('sidetone.change') is not null, pg_backend_pid(), ",
+    identity!(),
+    "::text"
+);
 
 /// How far the primary has written: a standby that has replayed this holds everything that had committed.
 pub(super) const WRITTEN: &str = "select (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::int8";

@@ -508,6 +508,33 @@ async fn who_has_no_right_to_a_tenant_cannot_tell_its_numbers_from_unknown_ones(
                 .contains("timezone")
         );
     }
+    // Nor by what is counted, in memory or not: whoever may ask anything may read that.
+    let counted = || {
+        let text = ask(&node, limited, "/metrics").body;
+        let counts = |line: &&str| {
+            [
+                "sidetone_cache_hits",
+                "sidetone_cache_fills",
+                "sidetone_cache_evictions",
+            ]
+            .iter()
+            .any(|name| line.starts_with(name))
+        };
+        text.lines()
+            .filter(counts)
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let before = counted();
+    assert_eq!(before.len(), 3, "{before:?}");
+    for number in [UNKNOWN, ACME, ACME, "%2B14155550101", "%2B14155550102"] {
+        ask(&node, limited, &format!("/v1/lookup?to={number}"));
+        assert_eq!(counted(), before, "{number}");
+    }
+    assert_eq!(ask(&node, all, &format!("/v1/lookup?to={ACME}")).is(), ok());
+    let before = counted();
+    ask(&node, limited, &format!("/v1/lookup?to={ACME}"));
+    assert_eq!(counted(), before, "in memory");
     // Who may know, is told what is the matter.
     for (number, is) in [
         (ACME, ok()),

@@ -16,8 +16,9 @@ use sidetone::seal::Keyring;
 use sidetone::source::Target;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Cluster, Db, Options};
+use crate::cluster::{Cluster, Db, Options, Stop};
 use crate::node::{Node, PATIENCE, until};
+use crate::proxy::{Proxy, Weather};
 
 const LABEL: &str = "/v1/lookup/label?to=%2B14155550100";
 const LOOKUP: &str = "/v1/lookup?to=%2B14155550100";
@@ -123,6 +124,87 @@ async fn a_huge_transaction_arrives_whole_and_a_suspension_does_not_wait_for_it(
         .await;
     node.until(LOOKUP, |reply| reply.status == 200).await;
     equal(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_large_batch_is_applied_another_server_is_not_believed_about_suspensions() {
+    let rows = setting("SIDETONE_STORM_ROWS", 100_000) / 2;
+    let first = Cluster::own(Options::default().tcp());
+    let db = first.database().await;
+    db.load_example().await;
+    crowd(&db, 1, rows).await;
+    db.sql("vacuum analyze").await;
+    let name = db.name().to_owned();
+    drop(db);
+    first.stop(Stop::Fast);
+    // As a server that is ahead of the one that is followed: there the tenant is suspended already.
+    let other = first.copy();
+    first.start();
+    other.start();
+    let ahead = other.open(&name).await;
+    ahead
+        .sql("update public.tenants set status = 'suspended' where slug = 'seguridad-acme-sa'")
+        .await;
+    let proxy = Proxy::before(other.port()).await;
+    proxy.set(Weather::Refuse);
+    let url = format!(
+        "postgres://sidetone@127.0.0.1:{},127.0.0.1:{}/{name}?sslmode=disable",
+        proxy.port,
+        first.port()
+    );
+    let mut node = Node::prepare(&url, "");
+    node.start();
+    node.synced().await;
+    assert_eq!(node.get(LOOKUP).await.status, 200);
+    proxy.set(Weather::Fair);
+    let db = first.open(&name).await;
+    db.sql("update public.tenant_phone_numbers set label = 'after' where e164 like '+1650%'")
+        .await;
+    let asked = "select count(*) from pg_stat_activity where application_name like 'sidetone%'";
+    let (began, mut was_asked) = (Instant::now(), false);
+    while node.get(&label(0)).await.body != "after" {
+        assert_eq!(node.get(LOOKUP).await.status, 200);
+        was_asked |= ahead.value::<i64>(asked).await > 0;
+        assert!(began.elapsed() < PATIENCE * 3);
+    }
+    assert!(was_asked, "the batch was through too soon");
+    assert_eq!(node.get(LOOKUP).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspension_that_was_answered_before_the_first_copy_is_complete_stays_answered() {
+    let rows = setting("SIDETONE_STORM_ROWS", 100_000) / 2;
+    let db = Cluster::shared().database().await;
+    db.load_example().await;
+    crowd(&db, 1, rows).await;
+    db.sql("update sidetone.meta set doorbell = false").await;
+    // Between the copy and the next pull lies a whole heartbeat.
+    let mut node = Node::prepare(&db.url(), "feed.heartbeat_every = '4s'");
+    node.start();
+    node.answering().await;
+    node.until(LOOKUP, |reply| reply.status == 200).await;
+    let synced = async || node.get("/readyz").await.json()["synced"] == true;
+    assert!(!synced().await, "the copy was through too soon");
+    db.sql("update public.tenants set status = 'suspended' where slug = 'seguridad-acme-sa'")
+        .await;
+    node.until(LOOKUP, |reply| reply.status == 403).await;
+    assert!(!synced().await, "the copy was through too soon");
+    let mut last = false;
+    while !last {
+        last = synced().await
+            && node
+                .metric(r#"sidetone_pulls_total{cause="heartbeat"}"#)
+                .await
+                > 0.0;
+        assert_eq!(
+            node.get(LOOKUP).await.status,
+            403,
+            "suspended, and then not"
+        );
+    }
+    db.sql("update public.tenants set status = 'active' where slug = 'seguridad-acme-sa'")
+        .await;
+    node.until(LOOKUP, |reply| reply.status == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
