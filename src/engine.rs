@@ -6,8 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -76,7 +75,8 @@ pub struct Engine {
     /// Key reloads and batches change the replica one at a time.
     writing: Mutex<()>,
     ahead: ArcSwap<Ahead>,
-    judged: AtomicBool,
+    /// Until every row was looked at after a start: level as it was proved meanwhile.
+    unjudged: Mutex<Option<Option<Duration>>>,
 }
 
 /// Tenants that Postgres calls not active, known ahead of their rows.
@@ -139,7 +139,7 @@ impl Engine {
             metrics: parts.metrics,
             writing: Mutex::new(()),
             ahead: ArcSwap::default(),
-            judged: AtomicBool::new(!complete),
+            unjudged: Mutex::new(complete.then_some(None)),
         })
     }
 
@@ -411,7 +411,11 @@ impl Engine {
     /// While a row waits to be tried again, what this node answers is older than that; so it may be until every row was
     /// [looked at](Self::judge_all).
     pub fn proven_level(&self, sent: Duration) {
-        if !self.judged.load(Ordering::Acquire) || !self.replica.on_trial().is_empty() {
+        if let Some(proof) = &mut *self.unjudged() {
+            *proof = Some(sent);
+            return;
+        }
+        if !self.replica.on_trial().is_empty() {
             return;
         }
         self.health.proven_level(sent);
@@ -471,7 +475,14 @@ impl Engine {
         if unpanicked(|| self.look_at_all()).is_none() {
             tracing::error!("quarantined rows cannot be told");
         }
-        self.judged.store(true, Ordering::Release);
+        let proof = self.unjudged().take().flatten();
+        if let Some(sent) = proof {
+            self.proven_level(sent);
+        }
+    }
+
+    fn unjudged(&self) -> MutexGuard<'_, Option<Option<Duration>>> {
+        self.unjudged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn look_at_all(&self) {

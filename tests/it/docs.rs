@@ -71,6 +71,7 @@ fn is_as_shown(shown: &str, text: &str) -> bool {
 async fn every_curl_line_of_the_readme_answers_as_shown() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "").await;
+    node.level().await;
     let lines = fenced(&readme(), "console");
     let mut tried = 0;
     for pair in lines.windows(2) {
