@@ -335,7 +335,7 @@ async fn killed_at(node: &mut Node, db: &Db<'_>, at: usize, round: u64) {
     node.kill();
     let log = node.log();
     assert!(
-        !log.contains("set aside") && !log.contains("panicked"),
+        !log.contains("set aside") && !log.contains("panic"),
         "killed at {at}: {log}"
     );
 }
@@ -466,7 +466,76 @@ async fn with_a_disk_that_takes_nothing_answers_go_on_grow_old_honestly_and_are_
     }
     assert_eq!(node.pid(), process);
     equal(&node).await;
-    assert!(!node.log().contains("panicked"), "{}", node.log());
+    assert!(!node.log().contains("panic"), "{}", node.log());
+}
+
+/// A small file system in memory, gone with this.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Only root may mount.
+    fn at(dir: &Path, bytes: u64) -> Option<Self> {
+        fs::create_dir(dir).unwrap();
+        let options = format!("size={bytes},mode=0700");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
+            .arg(dir)
+            .output()
+            .is_ok_and(|output| output.status.success());
+        mounted.then(|| Self(dir.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_file_system_that_is_really_full_answers_go_on_and_are_level_when_there_is_room() {
+    let db = Cluster::shared().database().await;
+    let mut node = Node::prepare(&db.url(), "feed.heartbeat_every = '500ms'");
+    let dir = node.path("replica");
+    let Some(_disk) = SmallDisk::at(&dir, 16 << 20) else {
+        println!("nothing can be mounted here: not tried on a real file system");
+        return;
+    };
+    db.load_example_sealed(|row| node.seal(&row.tenant, &row.provider, &row.name, SECRET))
+        .await;
+    node.start();
+    node.synced().await;
+    node.level().await;
+    let filler = dir.join("filler");
+    // Until nothing more goes in, not a byte.
+    let mut file = fs::File::create(&filler).unwrap();
+    for size in [1 << 16, 1 << 12, 1] {
+        while std::io::Write::write(&mut file, &vec![b'x'; size]).is_ok() {}
+    }
+    // More than what the replica's file still has room for within itself.
+    db.sql(&format!(
+        "insert into public.tenant_phone_numbers (tenant_id, e164, label, default_language, timezone)
+         select '{ACME_ID}', '+1650' || (1000000 + n), repeat('x', 100), 'en', 'UTC' from generate_series(1, 5000) n"
+    ))
+    .await;
+    set(&db, "+14155550100", "after").await;
+    until("the fault is told", async || {
+        last_error(&node).await.contains("No space left")
+    })
+    .await;
+    until("the age grows", async || {
+        assert_ne!(node.get(LABEL).await.body, "after");
+        staleness(&node).await > 1500
+    })
+    .await;
+    drop(file);
+    fs::remove_file(&filler).unwrap();
+    let room = Instant::now();
+    node.until(LABEL, |reply| reply.body == "after").await;
+    node.level().await;
+    assert!(room.elapsed() < LEVEL_AGAIN, "{:?}", room.elapsed());
+    equal(&node).await;
+    assert!(!node.log().contains("panic"), "{}", node.log());
 }
 
 #[tokio::test(flavor = "multi_thread")]
