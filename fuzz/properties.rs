@@ -244,7 +244,7 @@ pub fn body(data: &[u8]) {
                     });
                 }
             }
-            Value::Array(_) | Value::Object(_) if name != "zone" => {
+            Value::Array(_) | Value::Object(_) if name != "zone" && !name.starts_with("attr.") => {
                 pairs.push(("nobody".to_owned(), String::new()));
             }
             value => each(value, &mut |value| pairs.push((name.clone(), value))),

@@ -167,14 +167,14 @@ pub enum Wanted {
     Bool(bool),
 }
 
-/// A number as it is compared: integers of up to 127 bits exactly, in whichever way they are
-/// written, all else as the nearest double. So `1`, `01`, `+1`, `1.0` and `1e0` are one number, and
+/// A number as it is compared: integers of 64 bits exactly, in whichever way they are written, all else as the nearest
+/// double: JSON's larger integers are read as such. So `1`, `01`, `+1`, `1.0` and `1e0` are one number, and
 /// 9007199254740993 is not 9007199254740992.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Number {
     /// A whole number.
     Integer(i128),
-    /// A finite one with a fraction, or too large for the above.
+    /// A finite one with a fraction, or of more than 64 bits.
     Real(f64),
 }
 
@@ -411,7 +411,8 @@ impl Given<'_> {
         match wanted {
             Wanted::Text(text) => self.text.eq_ignore_ascii_case(text),
             Wanted::Number(number) => {
-                *self.number.get_or_init(|| Number::parse(self.text)) == Some(*number)
+                let said = self.number.get_or_init(|| Number::parse(self.text));
+                said.is_some_and(|said| number.is(said))
             }
             Wanted::Bool(true) => self.text == "1" || self.text.eq_ignore_ascii_case("true"),
             Wanted::Bool(false) => self.text == "0" || self.text.eq_ignore_ascii_case("false"),
@@ -452,6 +453,9 @@ impl Wanted {
     }
 }
 
+/// Integers that JSON is read with exactly.
+const EXACT: std::ops::RangeInclusive<i128> = i64::MIN as i128..=u64::MAX as i128;
+
 impl Number {
     fn of_json(number: &serde_json::Number) -> Option<Self> {
         let integer = number.as_i128().map(Self::Integer);
@@ -464,13 +468,22 @@ impl Number {
         integer.or_else(|| text.parse().ok().and_then(Self::of_double))
     }
 
+    /// Whether a text that reads as that number says this one.
+    fn is(self, said: Self) -> bool {
+        match (self, said) {
+            // JSON's larger integers were rounded when they were read.
+            (Self::Real(real), Self::Integer(integer)) => real == integer as f64,
+            (number, said) => number == said,
+        }
+    }
+
     /// None for what is not finite: texts such as `inf` and `nan` are no numbers here.
     fn of_double(double: f64) -> Option<Self> {
-        const TOO_LARGE: f64 = i128::MAX as f64; // rounds up, to 2^127
+        let whole = double as i128; // exact where the next line says so, saturated elsewhere
         if !double.is_finite() {
             None
-        } else if double.fract() == 0.0 && double.abs() < TOO_LARGE {
-            Some(Self::Integer(double as i128)) // exact: whole and in range
+        } else if double.fract() == 0.0 && EXACT.contains(&whole) {
+            Some(Self::Integer(whole))
         } else {
             Some(Self::Real(double))
         }

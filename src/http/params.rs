@@ -156,7 +156,9 @@ impl Question {
             match (name.as_str(), value) {
                 // As if it were not there: what a client makes of a variable that is not set.
                 (_, Value::Null) => {}
-                ("zone", value) => self.attribute_values(&name, &value)?,
+                (_, value) if name == "zone" || name.starts_with(ATTRIBUTE) => {
+                    self.attribute_values(&name, &value)?
+                }
                 (OUTSIDE_BUSINESS_HOURS, Value::Bool(value)) => {
                     self.counted_take(&name, &value.to_string())?
                 }
