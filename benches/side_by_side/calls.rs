@@ -22,11 +22,11 @@ pub(crate) fn measure(bench: &Bench) -> Section {
            select id, 'gpt-4o-mini', '{{\"mon\":[\"09:00-18:00\"]}}' from tenants;
          insert into prompts (id, tenant_id, name, scope, active, priority)
            select ('00000001-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000001-0000-4000-8000-000000000001', 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000001-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
              from generate_series(1, 50) p
            union all
            select ('00000002-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000002-0000-4000-8000-000000000001', 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000002-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
              from generate_series(1, 10) p;
          insert into prompt_versions (prompt_id, version, content)
            select id, 1, 'Actúa como agente en español neutro y verifica la identidad de quien llama.' from prompts;

@@ -113,9 +113,9 @@ fn copy_out(cluster: &Cluster, db: &Db<'_>) -> Duration {
 /// From exec to the first right answer.
 fn start(node: &mut Node, world: World) -> f64 {
     let questions = world.questions("/v1/resolve");
-    let target = ours(node, Vec::new());
     let began = Instant::now();
     node.start();
+    let target = ours(node, Vec::new());
     let question = &questions[questions.len() / 2];
     while Caller::new(&target).ask(question).is_err() {
         assert!(
