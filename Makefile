@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help bench demo fuzz test test-faults test-start soak test-postgres-versions
+.PHONY: help bench check-instructions demo fuzz test test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ bench: ## sidetone beside nginx, Redis, Postgres and a raw echo; writes docs/ben
 	@scripts/ensure-postgres
 	@scripts/ensure-peers
 	PATH=$$PATH:/usr/sbin QUICK=$(QUICK) ONLY=$(ONLY) SQLX_OFFLINE=true cargo bench --locked --bench side_by_side
+
+check-instructions: ## instructions of a call, at most 5 % over benches/instructions.toml; WRITE=1 makes them the figures
+	scripts/check-instructions $(if $(WRITE),--write)
 
 test-faults: ## twenty minutes at most: random faults under the judge, worlds, storms, hostile rows; SIDETONE_SEED=n repeats a run
 	scripts/test-faults
