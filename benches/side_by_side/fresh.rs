@@ -2,12 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use crate::Bench;
 use crate::cluster::{Cluster, Options};
-use crate::load::{At, Caller, Framing, Measured, Question, Target};
+use crate::load::{At, Caller, Framing, Measured, Question, Target, histogram};
 use crate::report::{Section, Series};
 use crate::world::World;
 
@@ -66,10 +65,6 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     section.at_most("p50, sidetone / bare", p50, 1.5);
     section.at_most("p99, sidetone / bare", p99, 2.5);
     section
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_max(60_000_000_000, 3).expect("bounds that hdrhistogram allows")
 }
 
 fn nanos(since: Instant) -> u64 {

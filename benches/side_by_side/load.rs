@@ -215,7 +215,7 @@ impl Random {
     }
 }
 
-fn histogram() -> Histogram<u64> {
+pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(MOST_NANOS, 3).expect("bounds that hdrhistogram allows")
 }
 

@@ -60,13 +60,6 @@ async fn model(db: &Db<'_>, model: &str) {
     .await;
 }
 
-/// Replica and database are equal.
-async fn equal(node: &Node) {
-    let report = node.admin("POST", "/v1/admin/verify", "").await;
-    assert_eq!(report.json()["differences"], 0, "{report:?}");
-    assert_eq!(report.json()["repaired"], 0, "{report:?}");
-}
-
 async fn ended(node: &mut Node) {
     until("the process dies", async || node.has_ended()).await;
 }
@@ -135,7 +128,7 @@ async fn a_row_that_kills_the_process_is_held_tried_once_more_and_then_set_aside
         deadly(&node, "tenant_phone_numbers").await == 0.0
     })
     .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -157,7 +150,7 @@ async fn an_innocent_row_in_hand_at_a_sigkill_comes_into_force_by_itself() {
         deadly(&node, "tenant_phone_numbers").await + deadly(&node, "tenants").await == 0.0
     })
     .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -182,7 +175,7 @@ async fn a_row_held_at_a_death_comes_into_force_though_what_was_known_of_the_dea
     node.start();
     node.until(LABEL, |reply| reply.body == "innocent").await;
     node.until(MODEL, |reply| reply.body == "innocent").await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +187,7 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them_and_th
         node.until(MODEL, |reply| reply.body == name).await;
     }
     // Neither a comparison nor a restart loses the rows before.
-    equal(&node).await;
+    node.equals_database().await;
     node.stop();
     node.configure(AWAY, "");
     let kill = format!(r#""judging":{{"row":{{"key":{{"tenant":"{ACME_ID}""#);
@@ -223,7 +216,7 @@ async fn rows_in_force_that_turn_out_deadly_give_way_to_those_before_them_and_th
     assert_eq!(node.get(MODEL).await.status, 503, "neither is answered");
     model(&db, "fourth").await;
     node.until(MODEL, |reply| reply.body == "fourth").await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 /// What was answered last before a death.
@@ -331,7 +324,7 @@ async fn killed_at(node: &mut Node, db: &Db<'_>, at: usize, round: u64) {
         .await;
     node.until(LABEL, |reply| reply.body == label).await;
     node.level().await;
-    equal(node).await;
+    node.equals_database().await;
     node.kill();
     let log = node.log();
     assert!(
@@ -465,7 +458,7 @@ async fn with_a_disk_that_takes_nothing_answers_go_on_grow_old_honestly_and_are_
         assert!(took < LEVEL_AGAIN, "{error}: {took:?}");
     }
     assert_eq!(node.pid(), process);
-    equal(&node).await;
+    node.equals_database().await;
     assert!(!node.log().contains("panic"), "{}", node.log());
 }
 
@@ -534,7 +527,7 @@ async fn on_a_file_system_that_is_really_full_answers_go_on_and_are_level_when_t
     node.until(LABEL, |reply| reply.body == "after").await;
     node.level().await;
     assert!(room.elapsed() < LEVEL_AGAIN, "{:?}", room.elapsed());
-    equal(&node).await;
+    node.equals_database().await;
     assert!(!node.log().contains("panic"), "{}", node.log());
 }
 
@@ -728,7 +721,7 @@ async fn a_replica_damaged_or_cut_at_any_sector_is_never_read_wrongly_and_is_cop
             right,
             "{damage} at {at}"
         );
-        equal(&node).await;
+        node.equals_database().await;
         node.kill();
     }
 }

@@ -359,6 +359,17 @@ impl Node {
         .await;
     }
 
+    /// Replica and database are equal, and nothing had to be repaired for it.
+    pub(crate) async fn equals_database(&self) {
+        let report = self.admin("POST", "/v1/admin/verify", "").await;
+        let found = (
+            report.status,
+            report.json()["differences"].as_u64(),
+            report.json()["repaired"].as_u64(),
+        );
+        assert_eq!(found, (200, Some(0), Some(0)), "{report:?}");
+    }
+
     pub(crate) async fn try_get(&self, path: &str) -> std::io::Result<Reply> {
         let stream = UnixStream::connect(self.unix()).await?;
         exchange(stream, &request("GET", path, "")).await

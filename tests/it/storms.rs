@@ -123,7 +123,7 @@ async fn a_huge_transaction_arrives_whole_and_a_suspension_does_not_wait_for_it(
         .sql("update public.tenants set status = 'active' where slug = 'seguridad-acme-sa'")
         .await;
     node.until(LOOKUP, |reply| reply.status == 200).await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -249,7 +249,7 @@ async fn the_same_key_ten_thousand_times_hides_no_change_of_a_cold_one() {
             "{pulled} pulls"
         );
     }
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -309,7 +309,7 @@ async fn in_a_storm_of_notifications_commits_are_answered_in_time_and_pulls_are_
         "{pulled} pulls"
     );
     assert!(node.metric("sidetone_doorbells_total").await >= 10_000.0);
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -352,7 +352,7 @@ async fn a_transaction_open_during_everything_is_heard_when_it_commits_and_not_p
             == 0
     })
     .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,7 +374,7 @@ async fn a_deleted_tenant_takes_its_numbers_along_and_a_truncated_table_is_notic
         .await;
     node.until(LOOKUP, |reply| reply.text("/prompt/ids").is_empty())
         .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -435,9 +435,4 @@ async fn a_feed_that_panics_again_and_again_begins_anew_and_answers_go_on() {
     assert!(handle.verify().await.is_err());
     stop.cancel();
     tokio::time::timeout(PATIENCE, feed).await.unwrap().unwrap();
-}
-
-async fn equal(node: &Node) {
-    let report = node.admin("POST", "/v1/admin/verify", "").await;
-    assert_eq!(report.json()["differences"], 0, "{report:?}");
 }

@@ -25,19 +25,6 @@ async fn status(node: &Node, pointer: &str) -> serde_json::Value {
         .unwrap_or_default()
 }
 
-async fn equal(node: &Node) {
-    let report = node.admin("POST", "/v1/admin/verify", "").await;
-    assert_eq!(
-        (
-            report.status,
-            &report.json()["differences"],
-            &report.json()["repaired"]
-        ),
-        (200, &json!(0), &json!(0)),
-        "{report:?}"
-    );
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_standby_that_lacks_the_last_commits_is_believed_and_so_is_the_way_back() {
     let primary = Cluster::own(Options::default().tcp());
@@ -82,7 +69,7 @@ async fn a_promoted_standby_that_lacks_the_last_commits_is_believed_and_so_is_th
         .await;
     node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 404)
         .await;
-    equal(&node).await;
+    node.equals_database().await;
     primary.start();
     let db = primary.open(&name).await;
     proxy.redirect(primary.port()).await;
@@ -90,7 +77,7 @@ async fn a_promoted_standby_that_lacks_the_last_commits_is_believed_and_so_is_th
     node.until("/v1/lookup?to=%2B541150000077", |reply| reply.status == 200)
         .await;
     drop(db);
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -128,7 +115,7 @@ async fn an_older_copy_of_the_data_directory_at_the_same_address_is_noticed() {
         reply.body == "cold"
     })
     .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -179,7 +166,7 @@ async fn a_database_restored_from_a_dump_is_compared_and_followed() {
     there.sql(&relabel("and followed")).await;
     node.until(LABEL, |reply| reply.body == "and followed")
         .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -242,7 +229,7 @@ async fn rights_columns_and_policies_that_go_away_stop_nothing_and_are_told() {
         .await;
     node.until(LOOKUP, |reply| reply.text("/stale") == "false")
         .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -374,7 +361,7 @@ async fn where_only_a_standby_is_left_it_is_polled_and_its_lag_is_told() {
     node.until(LABEL, |reply| reply.body == "promoted").await;
     node.until(LOOKUP, |reply| reply.text("/stale") == "false")
         .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -416,7 +403,7 @@ async fn rows_read_from_a_standby_are_as_old_as_what_it_has_replayed() {
         .await;
     node.until(LOOKUP, |reply| reply.text("/stale") == "false")
         .await;
-    equal(&node).await;
+    node.equals_database().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
