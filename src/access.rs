@@ -274,6 +274,13 @@ impl Bucket {
         }
     }
 
+    /// Whether there is a request to take.
+    fn has(&self, pace: Pace, now: Instant) -> bool {
+        let now = self.nanos(now);
+        let then = self.full_at.load(Ordering::Relaxed).max(now);
+        then.saturating_add(pace.each).saturating_sub(now) <= pace.most
+    }
+
     fn is_full(&self, now: Instant) -> bool {
         self.full_at.load(Ordering::Relaxed) <= self.nanos(now)
     }
@@ -540,6 +547,14 @@ impl Rights {
             wait,
             hold: bucket.refuse(now),
         })
+    }
+
+    /// Whether [`take`](Self::take) would be answered well now.
+    #[must_use]
+    pub fn may_take(&self, now: Instant) -> bool {
+        self.limit
+            .as_ref()
+            .is_none_or(|Limit { bucket, pace }| bucket.has(*pace, now))
     }
 
     /// Whether the caller has this right for any tenant at all.

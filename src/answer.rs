@@ -7,9 +7,11 @@
 mod tests;
 
 use std::fmt;
-use std::io::Write;
+use std::io::{IoSlice, Write};
 use std::ops::Range;
+use std::sync::Arc;
 
+use bytes::{Buf, Bytes};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -17,13 +19,11 @@ use uuid::Uuid;
 
 use crate::health::Staleness;
 use crate::profile::{Profile, RowRevision};
-use crate::select::{Chosen, Selection};
+use crate::select::Selection;
+use crate::stack::{ID_BYTES, Stack};
 
 /// The short view, as JSON, as a form and field by field, is shorter than this many bytes.
 pub const SHORT_BYTES: usize = 4096;
-
-/// [`crate::select::BETWEEN_CONTENTS`] as it stands within a JSON string.
-const BETWEEN_ESCAPED: &[u8] = br"\n\n";
 
 /// Everything but RFC 3986's unreserved characters.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
@@ -31,6 +31,9 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
+
+/// What a view without prompts usually takes.
+const VIEW_BYTES: usize = 1024;
 
 /// Declares the fields once: name in the flat forms, place in the JSON, meaning.
 macro_rules! fields {
@@ -113,6 +116,12 @@ impl Field {
         Self::ALL.iter().copied().find(|field| field.name() == name)
     }
 
+    /// Those that stand before the object `prompt`.
+    const OUTSIDE: &'static [Self] = match Self::ALL {
+        [outside @ .., Self::PromptIds] => outside,
+        _ => Self::ALL,
+    };
+
     /// Whether equal answers may differ in it: it does not enter the ETag.
     fn is_volatile(self) -> bool {
         matches!(self, Self::LocalTime | Self::Stale | Self::StalenessMs)
@@ -126,24 +135,123 @@ enum Value<'a> {
     Flag(bool),
     Count(u64),
     Id(Uuid),
-    Ids(&'a [Chosen<'a>]),
+    /// Ids joined by commas.
+    Ids(&'a str),
     Time(LocalTime),
     Revision(RowRevision),
+}
+
+/// The bytes of an answer: what was written for it, around the prompts, which all calls share.
+#[derive(Default)]
+pub struct Body {
+    before: Vec<u8>,
+    prompts: Bytes,
+    after: Vec<u8>,
+    /// Bytes of `before` and of `after` that are sent.
+    sent: (usize, usize),
+}
+
+impl Body {
+    /// The pieces that are still to be sent.
+    #[must_use]
+    pub fn pieces(&self) -> [&[u8]; 3] {
+        [
+            self.before.get(self.sent.0..).unwrap_or_default(),
+            &self.prompts,
+            self.after.get(self.sent.1..).unwrap_or_default(),
+        ]
+    }
+
+    /// All in one piece.
+    #[must_use]
+    pub fn to_vec(&self) -> Vec<u8> {
+        self.pieces().concat()
+    }
+
+    /// Whether nothing is left.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.remaining() == 0
+    }
+}
+
+impl From<Vec<u8>> for Body {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            before: bytes,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<String> for Body {
+    fn from(text: String) -> Self {
+        text.into_bytes().into()
+    }
+}
+
+impl From<&[u8]> for Body {
+    fn from(bytes: &[u8]) -> Self {
+        bytes.to_vec().into()
+    }
+}
+
+impl Buf for Body {
+    fn remaining(&self) -> usize {
+        self.pieces()
+            .iter()
+            .fold(0, |all, piece| all.saturating_add(piece.len()))
+    }
+
+    fn chunk(&self) -> &[u8] {
+        let pieces = self.pieces();
+        let first = pieces.into_iter().find(|piece| !piece.is_empty());
+        first.unwrap_or_default()
+    }
+
+    fn chunks_vectored<'a>(&'a self, into: &mut [IoSlice<'a>]) -> usize {
+        let pieces = self.pieces().into_iter().filter(|piece| !piece.is_empty());
+        let mut filled: usize = 0;
+        for (slice, piece) in into.iter_mut().zip(pieces) {
+            *slice = IoSlice::new(piece);
+            filled = filled.saturating_add(1);
+        }
+        filled
+    }
+
+    fn advance(&mut self, count: usize) {
+        let [before, prompts, _] = self.pieces().map(<[u8]>::len);
+        let of_before = count.min(before);
+        let of_prompts = count.saturating_sub(of_before).min(prompts);
+        let of_after = count.saturating_sub(of_before).saturating_sub(of_prompts);
+        self.sent.0 = self.sent.0.saturating_add(of_before);
+        self.prompts.advance(of_prompts);
+        self.sent.1 = self.sent.1.saturating_add(of_after);
+    }
+}
+
+/// Says nothing of what it holds.
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Body")
+            .field("bytes", &self.remaining())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A full view and what `If-None-Match` compares.
 #[derive(Debug)]
 pub struct Resolved {
     /// The answer; it may hold credentials.
-    pub body: Vec<u8>,
+    pub body: Body,
     /// Strong, with its quotes: equal as long as nothing but the time changes.
     pub etag: String,
 }
 
 /// One call's answer, ready to be written in any of its forms.
-#[derive(Clone, Copy)]
 pub struct Answer<'a> {
     selection: &'a Selection<'a>,
+    stack: Arc<Stack>,
     staleness: Staleness,
     revision: RowRevision,
 }
@@ -152,8 +260,13 @@ impl<'a> Answer<'a> {
     /// The answer for a selection, as old as this.
     #[must_use]
     pub fn new(selection: &'a Selection<'a>, staleness: Staleness) -> Self {
+        let prompts = selection.prompts.iter().map(|chosen| {
+            let prompt = chosen.prompt;
+            (prompt.place, prompt.id, &chosen.version.layer)
+        });
         Self {
             selection,
+            stack: selection.profile.tenant.stacks.of(prompts),
             staleness,
             revision: selection.profile.revision(),
         }
@@ -163,42 +276,31 @@ impl<'a> Answer<'a> {
     /// fields. `credentials_withheld` lists those that do not open as `provider/name`.
     #[must_use]
     pub fn resolve(&self, credentials: Option<&dyn Fn(&str) -> bool>) -> Resolved {
-        let mut json = Json::with_capacity(self.full_capacity());
+        let mut json = Json::with_capacity(VIEW_BYTES);
         json.open(None);
-        self.write_fields(&mut json, &Whole);
-        let fields = json.out.len();
-        // The last field left its object, `prompt`, open.
-        json.key("system");
-        let layers = || {
-            self.selection
-                .prompts
-                .iter()
-                .map(|chosen| &chosen.version.layer)
+        self.write_fields(&mut json, Field::OUTSIDE, &Whole);
+        json.open(Some("prompt"));
+        let Some(allowed) = credentials else {
+            return Resolved {
+                etag: json.etag(self, &[]),
+                body: Body {
+                    before: json.out,
+                    prompts: self.stack.to_the_end(),
+                    ..Body::default()
+                },
+            };
         };
-        json.out.push(b'"');
-        for (index, layer) in layers().enumerate() {
-            if index > 0 {
-                json.out.extend_from_slice(BETWEEN_ESCAPED);
-            }
-            json.out
-                .extend_from_slice(layer.escaped_content().as_bytes());
-        }
-        json.out.push(b'"');
-        json.key("layers");
-        json.list(layers(), |json, layer| {
-            json.out.extend_from_slice(layer.json().as_bytes())
-        });
-        json.close();
-        let layers = json.out.len();
-        if let Some(allowed) = credentials {
-            write_credentials(&mut json, self.selection.profile, allowed);
-        }
-        json.close();
-        // The prompts' texts follow from the rows and the ids of the prompts, which are hashed.
-        let etag = json.etag(self.selection.profile, &[0..fields, layers..json.out.len()]);
+        let mut after = Json::with_capacity(256); // begins with a comma: it is no object's first
+        write_credentials(&mut after, self.selection.profile, allowed);
+        after.close();
         Resolved {
-            body: json.out,
-            etag,
+            etag: json.etag(self, &after.out),
+            body: Body {
+                before: json.out,
+                prompts: self.stack.to_its_end(),
+                after: after.out,
+                ..Body::default()
+            },
         }
     }
 
@@ -206,9 +308,9 @@ impl<'a> Answer<'a> {
     #[must_use]
     pub fn lookup(&self) -> Vec<u8> {
         let write = |cuts: &Cuts| {
-            let mut json = Json::with_capacity(1024);
+            let mut json = Json::with_capacity(VIEW_BYTES.saturating_add(self.stack.ids().len()));
             json.open(None);
-            self.write_fields(&mut json, cuts);
+            self.write_fields(&mut json, Field::ALL, cuts);
             json.close();
             json.close();
             json.out
@@ -220,7 +322,7 @@ impl<'a> Answer<'a> {
     #[must_use]
     pub fn form(&self) -> Vec<u8> {
         let write = |cuts: &Cuts| {
-            let mut form = Vec::with_capacity(1024);
+            let mut form = Vec::with_capacity(VIEW_BYTES.saturating_add(self.stack.ids().len()));
             let mut text = Vec::new();
             for field in Field::ALL {
                 text.clear();
@@ -244,9 +346,10 @@ impl<'a> Answer<'a> {
     }
 
     /// The value of a field, uncut.
-    fn value(&self, field: Field) -> Value<'a> {
+    fn value(&self, field: Field) -> Value<'_> {
         let Self {
             selection,
+            stack,
             staleness,
             revision,
         } = self;
@@ -272,14 +375,14 @@ impl<'a> Answer<'a> {
             Field::Revision => Value::Revision(*revision),
             Field::Stale => Value::Flag(staleness.stale),
             Field::StalenessMs => Value::Count(staleness.ms),
-            Field::PromptIds => Value::Ids(&selection.prompts),
+            Field::PromptIds => Value::Ids(stack.ids()),
         }
     }
 
     /// The fields in their order, leaving the object of the last one open.
-    fn write_fields(&self, json: &mut Json, values: &impl Values) {
+    fn write_fields(&self, json: &mut Json, fields: &[Field], values: &impl Values) {
         let mut inside = "";
-        for field in Field::ALL {
+        for field in fields {
             let (parent, key) = field.place();
             if parent != inside {
                 if !inside.is_empty() {
@@ -297,22 +400,6 @@ impl<'a> Answer<'a> {
                 json.volatile.push(from..json.out.len());
             }
         }
-    }
-
-    /// What the full view takes; credentials reserve their own room.
-    fn full_capacity(&self) -> usize {
-        let each = |chosen: &Chosen<'_>| {
-            let layer = &chosen.version.layer;
-            let content = layer.escaped_content().len();
-            content
-                .saturating_add(layer.json().len())
-                .saturating_add(64)
-        };
-        self.selection
-            .prompts
-            .iter()
-            .map(each)
-            .fold(2048, usize::saturating_add)
     }
 
     /// Writes the short view, and once more with less in it where it is too long: prompt ids first, whole ids from the
@@ -373,14 +460,14 @@ const CUT: [Field; 5] = [
 
 /// Where the values of the fields come from.
 trait Values {
-    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a>;
+    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a>;
 }
 
 /// Nothing is cut.
 struct Whole;
 
 impl Values for Whole {
-    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a> {
+    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a> {
         answer.value(field)
     }
 }
@@ -394,9 +481,12 @@ struct Cuts {
 }
 
 impl Values for Cuts {
-    fn value<'a>(&self, answer: &Answer<'a>, field: Field) -> Value<'a> {
+    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a> {
         match answer.value(field) {
-            Value::Ids(ids) => Value::Ids(ids.get(..self.ids).unwrap_or(ids)),
+            Value::Ids(ids) => {
+                let end = self.ids.saturating_mul(ID_BYTES).saturating_sub(1);
+                Value::Ids(ids.get(..end).unwrap_or(ids))
+            }
             Value::Text(text) => {
                 let cut = self.texts.iter().find(|(cut, _)| *cut == field);
                 Value::Text(cut.and_then(|(_, keep)| text.get(..*keep)).unwrap_or(text))
@@ -616,20 +706,21 @@ impl Json {
         self.out.push(b']');
     }
 
-    /// The hash of the rows and of these parts without what is volatile, all of which stands in the first part.
-    fn etag(&self, profile: &Profile, parts: &[Range<usize>]) -> String {
+    /// The hash of the rows, of the prompts chosen, of the fields without what is volatile, and of what follows the
+    /// prompts. Their texts follow from the rows and their ids.
+    fn etag(&self, answer: &Answer<'_>, after: &[u8]) -> String {
+        let profile = answer.selection.profile;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&profile.number.hash);
         hasher.update(&profile.tenant.hash);
-        let mut volatile = self.volatile.iter();
-        for part in parts {
-            let mut from = part.start;
-            for volatile in volatile.by_ref() {
-                hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
-                from = volatile.end;
-            }
-            hasher.update(self.out.get(from..part.end).unwrap_or_default());
+        hasher.update(answer.stack.hash());
+        let mut from = 0;
+        for volatile in &self.volatile {
+            hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
+            from = volatile.end;
         }
+        hasher.update(self.out.get(from..).unwrap_or_default());
+        hasher.update(after);
         let hash = hasher.finalize().to_hex();
         format!("\"{}\"", hash.get(..32).unwrap_or_default())
     }
@@ -637,24 +728,15 @@ impl Json {
 
 /// A value as plain text: booleans 1 and 0.
 fn write_plain(out: &mut Vec<u8>, value: Value<'_>) {
-    let mut buffer = Uuid::encode_buffer();
     match value {
-        Value::Text(text) => out.extend_from_slice(text.as_bytes()),
+        Value::Text(text) | Value::Ids(text) => out.extend_from_slice(text.as_bytes()),
         Value::Flag(flag) => out.push(if flag { b'1' } else { b'0' }),
         Value::Count(count) => {
             let _ = write!(out, "{count}");
         }
         Value::Id(id) => {
+            let mut buffer = Uuid::encode_buffer();
             out.extend_from_slice(id.hyphenated().encode_lower(&mut buffer).as_bytes());
-        }
-        Value::Ids(chosen) => {
-            for (index, chosen) in chosen.iter().enumerate() {
-                if index > 0 {
-                    out.push(b',');
-                }
-                let id = chosen.prompt.id.hyphenated();
-                out.extend_from_slice(id.encode_lower(&mut buffer).as_bytes());
-            }
         }
         Value::Time(time) => {
             let _ = write!(out, "{time}");

@@ -12,6 +12,7 @@ mod line;
 mod listen;
 mod lookup;
 mod params;
+mod swift;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -35,6 +36,7 @@ use self::audit::Audit;
 use self::lane::Lanes;
 use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
+use self::swift::Plain;
 use self::token::Token;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
@@ -757,6 +759,26 @@ impl Handler for Connection {
             }
         }
         .boxed()
+    }
+
+    fn at_once(&self, asked: &Plain<'_>) -> Option<Reply> {
+        let May::Call(rights) = &self.may else {
+            return None;
+        };
+        let Node {
+            app,
+            audit,
+            dialling,
+            ..
+        } = &*self.node;
+        let asking = lookup::Asking {
+            app,
+            audit,
+            dialling,
+            caller: &self.caller,
+            rights,
+        };
+        lookup::at_once(asking, asked)
     }
 
     fn refused(&self, outcome: Outcome) {

@@ -21,6 +21,7 @@ pub mod admit;
 pub mod change;
 pub mod seal;
 pub mod profile;
+pub mod stack;
 pub mod metrics;
 pub mod health;
 pub mod access;

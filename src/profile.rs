@@ -3,7 +3,6 @@
 //! A profile never changes after it is made; a change to its rows makes a new one.
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -12,8 +11,9 @@ use uuid::Uuid;
 
 use crate::condition::Rules;
 use crate::hours::BusinessHours;
-use crate::row::{Fault, Number, Prompt, Scope, Tenant, Version};
+use crate::row::{Fault, Number, Scope, Tenant};
 use crate::seal::Secret;
+use crate::stack::{Layer, Stacks};
 
 /// Everything about a number that does not depend on the call: the number's own part, and what all numbers of the
 /// tenant share. Both are of one commit.
@@ -104,6 +104,8 @@ pub struct TenantProfile {
     pub hours: Option<BusinessHours>,
     /// Every prompt, chosen or not, in the order of the stack (design section 3.5).
     pub prompts: Vec<CompiledPrompt>,
+    /// What calls were answered with of them.
+    pub stacks: Stacks,
     /// Credentials that opened, ordered by provider and name.
     pub credentials: Vec<OpenedCredential>,
     /// Credentials that did not, ordered by provider and name.
@@ -166,6 +168,8 @@ pub struct CompiledPrompt {
     pub revision: RowRevision,
     /// `None` where the prompt has no version and never applies.
     pub version: Option<CompiledVersion>,
+    /// Where it stands among the tenant's prompts, from 0.
+    pub place: u32,
     /// Its bindings, the most special first: most columns set, then the newest, then the lowest id.
     pub bindings: Vec<CompiledBinding>,
     /// Bindings that were left out as bad rows. They never match and still make the prompt one with bindings.
@@ -182,67 +186,6 @@ pub struct CompiledVersion {
     pub layer: Layer,
     /// Of the version's row.
     pub revision: RowRevision,
-}
-
-/// A prompt as it stands in the full view, written once and not for each call.
-pub struct Layer {
-    json: Box<str>,
-    /// Where its text stands, escaped, without the quotes.
-    content: Range<usize>,
-    content_bytes: usize,
-}
-
-impl Layer {
-    /// The prompt's member of `prompt.layers` (design section 5).
-    ///
-    /// # Errors
-    /// Never on what a row can hold; serialising into memory is all that is done.
-    pub fn new(prompt: &Prompt, version: &Version) -> Result<Self, serde_json::Error> {
-        #[derive(serde::Serialize)]
-        struct View<'a> {
-            id: Uuid,
-            version: i32,
-            name: &'a str,
-            scope: &'a str,
-            priority: i32,
-            content: &'a str,
-        }
-        let content = &version.content;
-        let json = serde_json::to_string(&View {
-            id: prompt.id,
-            version: version.version,
-            name: &prompt.name,
-            scope: prompt.scope.as_str(),
-            priority: prompt.priority,
-            content,
-        })?;
-        let escaped = serde_json::to_string(content)?.len().saturating_sub(2);
-        // The text is the last member: `…"}` follows it.
-        let end = json.len().saturating_sub(2);
-        Ok(Self {
-            content: end.saturating_sub(escaped)..end,
-            json: json.into_boxed_str(),
-            content_bytes: content.len(),
-        })
-    }
-
-    /// The object.
-    #[must_use]
-    pub fn json(&self) -> &str {
-        &self.json
-    }
-
-    /// The prompt's text as it stands within a JSON string.
-    #[must_use]
-    pub fn escaped_content(&self) -> &str {
-        self.json.get(self.content.clone()).unwrap_or_default()
-    }
-
-    /// Length of the prompt's text.
-    #[must_use]
-    pub fn content_bytes(&self) -> usize {
-        self.content_bytes
-    }
 }
 
 impl fmt::Debug for CompiledVersion {

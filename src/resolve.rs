@@ -17,17 +17,22 @@ use crate::admit;
 use crate::condition;
 use crate::hours::BusinessHours;
 use crate::profile::{
-    CompiledBinding, CompiledPrompt, CompiledVersion, Layer, NumberProfile, OpenedCredential,
+    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, OpenedCredential,
     Refusal, RowRevision, TenantProfile, WithheldCredential,
 };
 use crate::row::{
     Binding, Bundle, Credential, Fault, NumberRecord, Prompt, Reason, Settings, Table, TenantRecord,
 };
 use crate::seal::{Context, Keyring};
+use crate::stack::{Layer, Stacks};
 
 /// Hashes of different things differ: each starts with one of these.
 const TENANT: &[u8] = b"sidetone tenant 1\0";
 const ROW: &[u8] = b"sidetone row 1\0";
+
+/// What the stacks of a tenant may take in memory, as a multiple of its prompts: two of all prompts, each with the
+/// texts once more, or more stacks of fewer.
+const STACKS: usize = 4;
 
 /// Everything that the numbers of a tenant share. `raw_key` names the key of the second sealed form (`keys.raw`).
 ///
@@ -56,6 +61,9 @@ pub fn tenant(
         .map(|prompt| compile_prompt(prompt, &mut faults))
         .collect::<Result<Vec<CompiledPrompt>, Refusal>>()?;
     prompts.sort_by(|a, b| stack_key(a).cmp(&stack_key(b)));
+    for (place, prompt) in (0..).zip(&mut prompts) {
+        prompt.place = place;
+    }
 
     let mut opened = Vec::with_capacity(credentials.len());
     let mut withheld: Vec<WithheldCredential> = withheld
@@ -113,6 +121,7 @@ pub fn tenant(
         recording_enabled: settings.as_ref().is_some_and(|row| row.recording_enabled),
         settings_revision: settings.as_ref().map(revision).transpose()?,
         hours,
+        stacks: Stacks::new(STACKS.saturating_mul(layers(&prompts))),
         prompts,
         credentials: opened,
         withheld,
@@ -231,6 +240,7 @@ fn compile_prompt(row: &Prompt, faults: &mut Vec<Fault>) -> Result<CompiledPromp
         created_at: row.created_at,
         revision: revision(&columns)?,
         version,
+        place: 0,
         bindings,
         bindings_left_out: left_out,
     })
@@ -273,6 +283,15 @@ fn open_credential(row: &Credential, value: &str) -> OpenedCredential {
     }
 }
 
+/// Bytes of all prompts as they stand in an answer.
+fn layers(prompts: &[CompiledPrompt]) -> usize {
+    prompts
+        .iter()
+        .filter_map(|prompt| prompt.version.as_ref())
+        .map(|version| version.layer.json().len())
+        .fold(0, usize::saturating_add)
+}
+
 /// What a profile takes in memory, estimated: the texts and the structs around them. Rules are taken at the size of
 /// the JSON they were read from, twice.
 fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
@@ -303,13 +322,8 @@ fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
             }
         }
     }
-    for version in profile
-        .prompts
-        .iter()
-        .filter_map(|prompt| prompt.version.as_ref())
-    {
-        add(version.layer.json().len());
-    }
+    // The stacks come with the calls, and are counted from the start.
+    add(layers(&profile.prompts).saturating_mul(STACKS.saturating_add(1)));
     for one in &profile.credentials {
         add(size_of::<OpenedCredential>());
         add(one

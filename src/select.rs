@@ -14,9 +14,7 @@ pub use crate::condition::Call;
 use crate::condition::Condition;
 use crate::profile::{CompiledBinding, CompiledPrompt, CompiledVersion, Profile, Refusal};
 use crate::row::Scope;
-
-/// Bytes between two contents in `prompt.system`: one blank line.
-pub const BETWEEN_CONTENTS: &str = "\n\n";
+use crate::stack::BETWEEN_CONTENTS;
 
 /// What the answer to one call says, borrowed from the profile and the call.
 #[derive(Debug)]

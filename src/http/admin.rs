@@ -416,7 +416,7 @@ mod tests {
             .iter()
             .map(|err| {
                 let reply = refused(err);
-                let body: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
+                let body: serde_json::Value = serde_json::from_slice(&reply.body.to_vec()).unwrap();
                 (
                     reply.code.as_u16(),
                     body["status"].as_str().unwrap().to_owned(),

@@ -52,6 +52,15 @@ pub(super) fn check(
     Ok(())
 }
 
+/// As [`check`], for a request without `Origin` whose `Host`, if it has one, is this; where none of that counts, there
+/// are no `names`.
+pub(super) fn is_meant(host: Option<&str>, names: Option<&[String]>) -> bool {
+    let Some(names) = names else {
+        return true;
+    };
+    host.is_some_and(|host| is_loopback(host) || is_named(host, names))
+}
+
 /// One of these names, with or without a port.
 fn is_named(authority: &str, names: &[String]) -> bool {
     names.iter().any(|name| {

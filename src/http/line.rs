@@ -1,6 +1,8 @@
 //! The bytes of one connection and their clock: how long a head, a pause and a stalled answer may take,
 //! and how a connection ends when the daemon stops.
 //!
+//! A request that can be answered from memory is answered here (`swift.rs`); hyper sees all others.
+//!
 //! A connection that waits for its caller gives way when there are too many, the longest waiting first.
 //!
 //! hyper has one limit for a head and for the pause before it. Here a head has `header_timeout` from its
@@ -9,6 +11,7 @@
 //! by the kernel and never lost.
 
 use std::io::{self, IoSlice};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -25,6 +28,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
 use super::lane::{LINGER, Lane, Lanes};
+use super::swift::{self, Date};
+use super::wire::{self, Handler, Reply};
 
 /// An answer of which the caller takes nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(30);
@@ -38,8 +43,11 @@ const PIECES_AT_ONCE: usize = 64;
 /// What a caller gets to send its first request when it had only just connected as the daemon stopped.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
-/// Longest piece that is read at once on a lane.
+/// Longest piece that is read at once on a lane, and before hyper is there.
 const PIECE: usize = 4096;
+
+/// Requests answered in a row before others get their turn, where others wait.
+const ANSWERS_AT_ONCE: usize = 64;
 
 /// Any kind of connection.
 #[derive(Debug)]
@@ -113,6 +121,8 @@ struct Read {
     emptied: bool,
     /// The request under way has no body.
     bodiless: bool,
+    /// hyper has an answer to write.
+    owes: bool,
     /// The last request followed the answer before it closely.
     brisk: bool,
     /// Answered by a thread of its own.
@@ -131,6 +141,7 @@ impl Progress {
             since_head: 0,
             emptied: false,
             bodiless: true,
+            owes: false,
             brisk: false,
             on_lane: false,
             lane: None,
@@ -156,7 +167,24 @@ impl Progress {
         bytes.phase = Phase::Busy;
         bytes.fresh = false;
         bytes.bodiless = bodiless;
+        bytes.owes = true;
         bytes.heads = bytes.heads.saturating_sub(1);
+    }
+
+    /// Everything that was to be written is.
+    fn flushed(&self) {
+        let mut bytes = self.lock();
+        if bytes.phase != Phase::Busy {
+            bytes.owes = false;
+        }
+    }
+
+    /// A request was read and answered here.
+    fn answered(&self) {
+        let mut bytes = self.lock();
+        bytes.followed();
+        bytes.fresh = false;
+        bytes.phase = Phase::Idle(Instant::now());
     }
 
     /// The answer is made. Whether surely no further request was read: then the connection may be closed after it.
@@ -189,15 +217,31 @@ impl Read {
         self.phase
     }
 
+    /// The bytes of the next request, if they come now, are the first that hyper has not seen, and it has nothing left
+    /// to write.
+    fn is_between(&self) -> bool {
+        matches!(self.phase, Phase::Idle(_))
+            && self.heads == 0
+            && self.since_head == 0
+            && (self.bodiless || self.fresh)
+            && !self.owes
+    }
+
+    /// A request came while one was waited for.
+    fn followed(&mut self) {
+        if let Phase::Idle(since) = self.phase {
+            self.brisk = !self.fresh && since.elapsed() < LINGER;
+        }
+    }
+
     fn read(&mut self, bytes: &[u8], room: usize) {
         if bytes.is_empty() {
             return;
         }
         self.emptied = bytes.len() < room;
-        if let Phase::Idle(since) = self.phase {
-            let now = Instant::now();
-            self.brisk = !self.fresh && now.duration_since(since) < LINGER;
-            self.phase = Phase::Head(now);
+        if let Phase::Idle(_) = self.phase {
+            self.followed();
+            self.phase = Phase::Head(Instant::now());
         }
         for byte in bytes {
             self.since_head = self.since_head.saturating_add(1);
@@ -241,8 +285,9 @@ impl Ends {
 }
 
 /// One connection, as hyper reads and writes it.
-pub(super) struct Line {
+pub(super) struct Line<H> {
     stream: Stream,
+    handler: Arc<H>,
     progress: Progress,
     ends: Ends,
     shut: bool,
@@ -252,15 +297,23 @@ pub(super) struct Line {
     waiting: Option<Pin<Box<OwnedNotified>>>,
     /// What a lane reads into.
     piece: Vec<u8>,
+    /// What was read before hyper was there.
+    ahead: Vec<u8>,
+    /// The head of an answer given here.
+    head: Vec<u8>,
+    /// What there was no room for of an answer given here.
+    unsent: Vec<u8>,
+    date: Date,
     /// Since when what the caller still sends is read and thrown away.
     lingers_since: Option<Instant>,
 }
 
-impl Line {
-    pub(super) fn new(stream: Stream, progress: Progress, ends: Ends) -> Self {
+impl<H: Handler> Line<H> {
+    pub(super) fn new(stream: Stream, handler: Arc<H>, progress: Progress, ends: Ends) -> Self {
         let reading = Box::pin(tokio::time::sleep(ends.idle_timeout));
         Self {
             stream,
+            handler,
             progress,
             ends,
             shut: false,
@@ -269,7 +322,88 @@ impl Line {
             waiting: None,
             lingers_since: None,
             piece: Vec::new(),
+            ahead: Vec::new(),
+            head: Vec::new(),
+            unsent: Vec::new(),
+            date: Date::new(),
         }
+    }
+
+    /// Answers requests until one comes that is hyper's, whose bytes it reads first then. Whether one came.
+    pub(super) fn poll_until_other(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut piece = [0; PIECE];
+        let mut buf = ReadBuf::new(&mut piece);
+        std::task::ready!(Pin::new(&mut *self).poll_read(cx, &mut buf))?;
+        self.ahead.extend_from_slice(buf.filled());
+        if self.ahead.is_empty() && self.shut {
+            // Ended from this side: the caller may still be sending.
+            std::task::ready!(Pin::new(self).poll_shutdown(cx))?;
+            return Poll::Ready(Ok(false));
+        }
+        Poll::Ready(Ok(!self.ahead.is_empty()))
+    }
+
+    /// Answers the requests that these bytes begin with, as far as they can be answered at once. How many bytes those
+    /// have; after an answer that there was no room for, none is looked at.
+    fn answer_at_once(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<usize> {
+        let mut read: usize = 0;
+        while self.unsent.is_empty()
+            && let Some((asked, length)) = swift::plain(bytes.get(read..).unwrap_or_default())
+            && super::host::is_meant(asked.host, self.handler.hosts())
+        {
+            let handler = AssertUnwindSafe(&self.handler);
+            let reply = catch_unwind(|| handler.at_once(&asked)).unwrap_or_else(|_| {
+                self.handler.refused(crate::metrics::Outcome::Internal);
+                Some(wire::internal())
+            });
+            let Some(reply) = reply.filter(Reply::is_plain) else {
+                break;
+            };
+            self.send(reply, cx)?;
+            self.progress.answered();
+            read = read.saturating_add(length);
+        }
+        Ok(read)
+    }
+
+    /// Sends an answer, and keeps what there is no room for.
+    fn send(&mut self, reply: Reply, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        swift::write_head(&reply, &mut self.date, &mut head);
+        let [before, prompts, after] = reply.body.pieces();
+        let pieces = [&head[..], before, prompts, after];
+        let slices = pieces.map(IoSlice::new);
+        let sent = match self.write_on_lane(&slices) {
+            Some(sent) => sent?,
+            None => match on!(&mut self.stream, poll_write_vectored(cx, &slices)) {
+                Poll::Ready(sent) => sent?,
+                Poll::Pending => 0,
+            },
+        };
+        let mut skip = sent;
+        for piece in pieces {
+            self.unsent
+                .extend_from_slice(piece.get(skip..).unwrap_or_default());
+            skip = skip.saturating_sub(piece.len());
+        }
+        if !self.unsent.is_empty() {
+            self.leave_lane();
+        }
+        self.head = head;
+        Ok(())
+    }
+
+    /// Sends the rest of an answer.
+    fn poll_unsent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let sent = on!(&mut self.stream, poll_write(cx, &self.unsent));
+            match std::task::ready!(self.stalled(sent, cx))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                sent => drop(self.unsent.drain(..sent.min(self.unsent.len()))),
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// A caller that asks without a pause goes on on a lane, where one is free.
@@ -299,6 +433,9 @@ impl Line {
 
     /// Back to the event loop. A connection that cannot get there is lost.
     fn leave_lane(&mut self) {
+        if !matches!(self.stream, Stream::Lane(_)) {
+            return;
+        }
         {
             let mut progress = self.progress.lock();
             progress.on_lane = false;
@@ -411,35 +548,68 @@ impl Line {
     }
 }
 
-impl AsyncRead for Line {
+impl<H: Handler> AsyncRead for Line<H> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let line = self.get_mut();
-        let (phase, brisk) = {
+        for _ in 0..ANSWERS_AT_ONCE {
+            std::task::ready!(line.poll_unsent(cx))?;
+            if !line.ahead.is_empty() {
+                let piece = line.ahead.len().min(buf.remaining());
+                buf.put_slice(line.ahead.get(..piece).unwrap_or_default());
+                line.ahead.drain(..piece);
+                return Poll::Ready(Ok(()));
+            }
+            let (before, room) = (buf.filled().len(), buf.remaining().min(PIECE));
+            let between = std::task::ready!(line.poll_more(cx, buf))?;
+            let bytes = buf.filled().get(before..).unwrap_or_default();
+            let mut answered = 0;
+            if between && !bytes.is_empty() {
+                answered = line.answer_at_once(bytes, cx)?;
+            }
+            let rest = bytes.get(answered..).unwrap_or_default();
+            line.progress
+                .lock()
+                .read(rest, room.saturating_sub(answered));
+            if answered == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            line.ahead.extend_from_slice(rest);
+            buf.set_filled(before);
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl<H: Handler> Line<H> {
+    /// Reads what comes. Whether it is what comes between two requests.
+    fn poll_more(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<bool>> {
+        let line = self;
+        let (phase, brisk, between) = {
             let mut progress = line.progress.lock();
             if progress.lane.is_some() {
                 return Poll::Pending; // on its way there
             }
-            (progress.asked(), progress.brisk)
+            (progress.asked(), progress.brisk, progress.is_between())
         };
-        let (before, room) = (buf.filled().len(), buf.remaining());
+        let between = between && !line.ends.stop.is_cancelled();
         if let Some(done) = line.read_on_lane(phase, buf) {
-            let bytes = buf.filled().get(before..).unwrap_or_default();
-            line.progress.lock().read(bytes, room.min(PIECE));
-            return Poll::Ready(done);
+            return Poll::Ready(done.map(|()| between));
         }
         if brisk && matches!(phase, Phase::Idle(_)) && line.enter_lane() {
             return Poll::Pending;
         }
         if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
-            line.progress
-                .lock()
-                .read(buf.filled().get(before..).unwrap_or_default(), room);
             line.waiting = None;
-            return Poll::Ready(done);
+            return Poll::Ready(done.map(|()| between));
         }
         let given_up = Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         let crowded_out = line.is_crowded_out(cx);
@@ -475,7 +645,7 @@ impl AsyncRead for Line {
     }
 }
 
-impl AsyncWrite for Line {
+impl<H: Handler> AsyncWrite for Line<H> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -513,10 +683,12 @@ impl AsyncWrite for Line {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if let Stream::Lane(_) = self.stream {
-            return Poll::Ready(Ok(()));
+        let line = self.get_mut();
+        if !matches!(line.stream, Stream::Lane(_)) {
+            std::task::ready!(on!(&mut line.stream, poll_flush(cx)))?;
         }
-        on!(&mut self.get_mut().stream, poll_flush(cx))
+        line.progress.flushed();
+        Poll::Ready(Ok(()))
     }
 
     /// Closes in stages where the caller is still sending: an end with bytes unread would take away from it what it has

@@ -12,6 +12,7 @@ use serde_json::json;
 use super::App;
 use super::audit::Audit;
 use super::params::{self, Question};
+use super::swift::Plain;
 use super::wire::{Asked, Fail, Form, Reply, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
@@ -103,6 +104,54 @@ pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
         .request_duration
         .observe(route, begun.elapsed().as_secs_f64());
     reply
+}
+
+/// The answer to a plain request of the call side from memory, counted as every other. None, and nothing done, where
+/// it takes more than memory, or is for another reason better told by [`answer`].
+pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
+    let Asking {
+        app,
+        audit,
+        dialling,
+        caller,
+        rights,
+    } = asking;
+    let begun = Instant::now();
+    let Target::Question(wants @ (Wants::Lookup | Wants::Field(_) | Wants::Resolve)) =
+        target(asked.path)?
+    else {
+        return None;
+    };
+    let question = params::query(asked.query).ok()?;
+    may_ask_at_all(caller, rights, asks_for_credentials(wants, &question), false).ok()?;
+    let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
+    let may_know = |tenant: &Tenant| rights.config(tenant);
+    if !rights.may_take(begun) {
+        return None;
+    }
+    let found = app.engine.at_hand(&readings.first, &may_know)?;
+    // Taken by another connection meanwhile: one request too many.
+    let _ = rights.take(begun);
+    let terms = Terms::new(app, &question, Vec::new());
+    let reply = told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
+        if fail.outcome == Outcome::Forbidden {
+            audit.refused(caller, wants.route_name());
+        }
+    });
+    let (outcome, reply) = match reply {
+        Ok(reply) => (Outcome::Ok, reply),
+        Err(fail) => (fail.outcome, fail.reply(wants.form(asked.query))),
+    };
+    app.metrics.lookups.inc(outcome);
+    app.metrics
+        .request_duration
+        .observe(wants.route(), begun.elapsed().as_secs_f64());
+    Some(reply)
+}
+
+/// Whether the full view is to have the credentials.
+fn asks_for_credentials(wants: Wants, question: &Question) -> bool {
+    wants == Wants::Resolve && question.credentials
 }
 
 async fn routed(
@@ -208,8 +257,7 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
     } else {
         params::query(&asked.query)?
     };
-    let with_credentials = wants == Wants::Resolve && question.credentials;
-    if with_credentials {
+    if asks_for_credentials(wants, &question) {
         may_ask_at_all(caller, rights, true, false)
             .inspect_err(|_| audit.refused(caller, "include=credentials"))?;
     }
@@ -225,15 +273,12 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
         Known::Found(found) => found,
         Known::NeverGood(reply) => return Ok(reply),
     };
-    let terms = Terms {
-        stack_bytes: usize::try_from(app.config.limits.stack_bytes.as_u64()).unwrap_or(usize::MAX),
-        at: question.at.unwrap_or_else(Timestamp::now),
-        none_match: if asked.method == Method::POST {
-            Vec::new()
-        } else {
-            asked.headers(header::IF_NONE_MATCH)
-        },
+    let none_match = if asked.method == Method::POST {
+        Vec::new()
+    } else {
+        asked.headers(header::IF_NONE_MATCH)
     };
+    let terms = Terms::new(app, &question, none_match);
     told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
         if fail.outcome == Outcome::Forbidden {
             audit.refused(caller, wants.route_name());
@@ -328,6 +373,17 @@ struct Terms<'a> {
     none_match: Vec<&'a str>,
 }
 
+impl<'a> Terms<'a> {
+    fn new(app: &App, question: &Question, none_match: Vec<&'a str>) -> Self {
+        let stack_bytes = app.config.limits.stack_bytes.as_u64();
+        Self {
+            stack_bytes: usize::try_from(stack_bytes).unwrap_or(usize::MAX),
+            at: question.at.unwrap_or_else(Timestamp::now),
+            none_match,
+        }
+    }
+}
+
 /// The answer to a question about a number that was found.
 fn told(
     found: &Found,
@@ -339,7 +395,7 @@ fn told(
     let Found { profile, staleness } = found;
     let tenant = &profile.tenant.tenant;
     let with_credentials =
-        wants == Wants::Credentials || (wants == Wants::Resolve && question.credentials);
+        wants == Wants::Credentials || asks_for_credentials(wants, question);
     let providers = rights.credentials(tenant);
     if with_credentials && providers == Providers::None {
         return Err(forbidden());

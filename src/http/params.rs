@@ -39,7 +39,8 @@ pub(super) struct Question {
     pub(super) provider: Option<String>,
     /// Whether the answer is wanted as `key=value&…`.
     pairs: bool,
-    seen: BTreeSet<String>,
+    /// Parameters of [`KNOWN`] that were given, a bit for each.
+    seen: u16,
     count: usize,
 }
 
@@ -228,7 +229,7 @@ impl Question {
                     "{attribute} is a parameter of its own; leave {ATTRIBUTE} out"
                 )));
             }
-        } else if name != "zone" && !self.seen.insert(name.to_owned()) {
+        } else if name != "zone" && !self.first(name) {
             return Err(bad(format!("{name} is given twice")));
         }
         if value.len() > MOST_VALUE_BYTES {
@@ -276,6 +277,16 @@ impl Question {
         Ok(())
     }
 
+    /// Whether a known parameter was not given before.
+    fn first(&mut self, name: &str) -> bool {
+        let mut bits = (0..u16::BITS).map(|bit| 1_u16.wrapping_shl(bit));
+        let bit = KNOWN.iter().zip(&mut bits).find(|(known, _)| **known == name);
+        let bit = bit.map_or(0, |(_, bit)| bit);
+        let before = self.seen;
+        self.seen |= bit;
+        before & bit == 0
+    }
+
     fn attribute(&mut self, name: &str, value: String) {
         self.call
             .attributes
@@ -288,8 +299,21 @@ impl Question {
 /// Attributes that are given without `attr.`.
 const OWN_ATTRIBUTES: [&str; 4] = ["account_ref", "event_type", "zone", OUTSIDE_BUSINESS_HOURS];
 
+/// Parameters that are no attributes, and those that are given without `attr.`.
+const KNOWN: [&str; 9] = [
+    "to",
+    "at",
+    "format",
+    "include",
+    "provider",
+    "account_ref",
+    "event_type",
+    "zone",
+    OUTSIDE_BUSINESS_HOURS,
+];
+
 fn is_known(name: &str) -> bool {
-    OWN_ATTRIBUTES.contains(&name) || ["to", "at", "format", "include", "provider"].contains(&name)
+    KNOWN.contains(&name)
 }
 
 /// A parameter's name as an error shows it: attributes are the caller's own words.

@@ -52,7 +52,7 @@ impl Handler for Echo {
                 }
                 "/panic" => panic!("on purpose"),
                 "/unchanged" => {
-                    return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged");
+                    return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged".to_owned());
                 }
                 "/thread" => {
                     return Reply::ok(Form::Plain, format!("{:?}", std::thread::current().id()));
@@ -67,6 +67,18 @@ impl Handler for Echo {
             )
         }
         .boxed()
+    }
+
+    /// Answers below `/at-once` as the other way would, until that is to be seen.
+    fn at_once(&self, asked: &Plain<'_>) -> Option<Reply> {
+        match asked.path {
+            "/at-once/panic" => panic!("on purpose"),
+            "/at-once/large" => Some(Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024])),
+            path if path.starts_with("/at-once/") => {
+                Some(Reply::ok(Form::Plain, format!("GET {path} ")).with(hyper::header::ETAG, "\"1\""))
+            }
+            _ => None,
+        }
     }
 
     fn refused(&self, _: Outcome) {

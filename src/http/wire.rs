@@ -8,11 +8,11 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -21,7 +21,8 @@ use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
 use super::line::{Ends, Line, Progress, Stream};
-use crate::answer;
+use super::swift::Plain;
+use crate::answer::{self, Body};
 use crate::metrics::{Label, Outcome};
 
 /// Longest path and query that are read; a longer one is a bad request.
@@ -87,7 +88,7 @@ impl Asked {
 pub(super) struct Reply {
     pub(super) code: StatusCode,
     form: Form,
-    pub(super) body: Bytes,
+    pub(super) body: Body,
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
     hold: Duration,
@@ -95,11 +96,11 @@ pub(super) struct Reply {
 
 impl Reply {
     /// 200 with this body.
-    pub(super) fn ok(form: Form, body: impl Into<Bytes>) -> Self {
+    pub(super) fn ok(form: Form, body: impl Into<Body>) -> Self {
         Self::new(StatusCode::OK, form, body)
     }
 
-    pub(super) fn new(code: StatusCode, form: Form, body: impl Into<Bytes>) -> Self {
+    pub(super) fn new(code: StatusCode, form: Form, body: impl Into<Body>) -> Self {
         Self {
             code,
             form,
@@ -142,8 +143,26 @@ impl Reply {
         self
     }
 
-    pub(super) fn into_response(self, close: bool) -> Response<Full<Bytes>> {
-        let length = self.body.len();
+    pub(super) fn content_type(&self) -> &'static str {
+        self.form.content_type()
+    }
+
+    pub(super) fn length(&self) -> usize {
+        self.body.remaining()
+    }
+
+    /// Besides type and length of the body.
+    pub(super) fn headers(&self) -> &[(HeaderName, HeaderValue)] {
+        &self.headers
+    }
+
+    /// Whether nothing but this answer follows from it.
+    pub(super) fn is_plain(&self) -> bool {
+        !self.close && self.hold.is_zero()
+    }
+
+    pub(super) fn into_response(self, close: bool) -> Response<Full<Body>> {
+        let length = self.length();
         let mut response = Response::new(Full::new(self.body));
         *response.status_mut() = self.code;
         let headers = response.headers_mut();
@@ -222,7 +241,7 @@ pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str)
     )
 }
 
-fn internal() -> Reply {
+pub(super) fn internal() -> Reply {
     let message = "this answer failed; the daemon's log says why";
     Fail::new(Outcome::Internal, message).reply(Form::Json)
 }
@@ -240,6 +259,10 @@ pub(super) fn not_allowed(allowed: &str, form: Form) -> Reply {
 /// Answers the requests of one connection.
 pub(super) trait Handler: Send + Sync + 'static {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply>;
+
+    /// The answer to a request that can be given from memory. Where there is none, nothing has happened, and the
+    /// request is answered in the other way.
+    fn at_once(&self, asked: &Plain<'_>) -> Option<Reply>;
 
     /// A request that never becomes an [`Asked`], because of its head, target or body, or whose answer failed.
     fn refused(&self, outcome: Outcome);
@@ -265,7 +288,12 @@ pub(super) async fn serve<H: Handler>(
     kill: CancellationToken,
 ) {
     let stop = limits.ends.stop.clone();
-    let line = Line::new(stream, progress.clone(), limits.ends.clone());
+    let mut line = Line::new(
+        stream,
+        handler.clone(),
+        progress.clone(),
+        limits.ends.clone(),
+    );
     let service = {
         let (stop, limits, handler) = (stop.clone(), limits.clone(), handler.clone());
         service_fn(move |request: Request<Incoming>| {
@@ -288,13 +316,22 @@ pub(super) async fn serve<H: Handler>(
             }
         })
     };
-    let mut connection = std::pin::pin!(
+    let mut connection = std::pin::pin!(async move {
+        match std::future::poll_fn(|cx| line.poll_until_other(cx)).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(err) => {
+                tracing::debug!(error = %err, "connection ended");
+                return Ok(());
+            }
+        }
         http1::Builder::new()
             .half_close(true)
             .header_read_timeout(None) // `Line` keeps the time
             .max_buf_size(MOST_HEAD_BYTES)
             .serve_connection(TokioIo::new(line), service)
-    );
+            .await
+    });
     let mut stopping = false;
     loop {
         tokio::select! {
