@@ -35,7 +35,8 @@ use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{Doorbell, Load, Pulled, Role, Session, SourceError, Target};
 use handle::{Difference, Order, OrderError, Refresh, RefreshReport, Scope, VerifyReport};
 
-/// Pulls after doorbells lie at least so far apart: one pull per burst.
+/// Where it rings on while a pull is under way, the next one begins so long after it: a burst costs the pull of its first
+/// doorbell and few after it. A commit by itself waits for nothing.
 const JOIN: Duration = Duration::from_millis(5);
 /// How long a doorbell's transaction may take to become visible before it is taken for forged.
 const DOORBELL_DEADLINE: Duration = Duration::from_secs(1);
@@ -417,8 +418,10 @@ impl Feed {
                     self.pull(link, state, PullCause::Doorbell).await?;
                     again = self.not_seen_yet(&doorbell, state, JOIN, after(began, DOORBELL_DEADLINE));
                     heartbeat.reset();
-                    // The next pull of a burst brings everything that rings meanwhile.
-                    sleep_until(after(began, JOIN)).await;
+                    if doorbell.rang() {
+                        // The next pull of a burst brings everything that rings meanwhile.
+                        sleep_until(after(began, JOIN)).await;
+                    }
                 }
                 () = wait_until(next_try) => {
                     let Some((_, pause, xid, deadline)) = again.take() else { continue };

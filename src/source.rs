@@ -226,6 +226,12 @@ impl Doorbell {
         self.count.swap(0, Ordering::AcqRel)
     }
 
+    /// Whether it rang since [`Self::take_count`].
+    #[must_use]
+    pub fn rang(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
     /// Forgets the highest transaction id: it never became visible.
     pub fn forget(&self, xid: u64) {
         let _ = self
