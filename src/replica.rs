@@ -1036,7 +1036,9 @@ fn is_damage(err: &io::Error) -> bool {
 mod tests {
     use super::*;
     use crate::change::Identity;
-    use crate::sample::{ACME, KEYRING, LIMITS, tenant_document, uuid};
+    use crate::sample::{
+        ACME, ACME_NUMBER, KEYRING, LIMITS, admit_number, number_document, tenant_document, uuid,
+    };
 
     #[test]
     fn a_convicted_row_is_set_aside_though_the_file_must_be_opened_for_writing_first() {
@@ -1074,6 +1076,45 @@ mod tests {
         let record = replica.view().unwrap().tenant(uuid(ACME)).unwrap().unwrap();
         assert!(admit::is_set_aside(&record.faults));
         assert_eq!(record.bundle.settings.unwrap().model, "first");
+    }
+
+    #[test]
+    fn a_file_of_the_format_before_is_read_and_raised_by_the_next_batch() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        apply(&replica, tenant_document(ACME).to_string());
+        let record = admit_number(&number_document(ACME_NUMBER));
+        let sealed = seal(&replica.key, &number_aad(uuid(ACME), ACME_NUMBER), &record).unwrap();
+        let value = [uuid(ACME).as_bytes().as_slice(), &sealed].concat();
+        let written = replica.store.write(|txn| {
+            let mut numbers = txn.open_table(NUMBERS).unwrap();
+            numbers
+                .insert(ACME_NUMBER.as_bytes(), value.as_slice())
+                .unwrap();
+            let mut meta = txn.open_table(META).unwrap();
+            meta.insert("format", 1_u32.to_le_bytes().as_slice())
+                .unwrap();
+            drop((numbers, meta));
+            txn.commit().unwrap();
+            Ok(())
+        });
+        written.unwrap();
+        drop(replica);
+        let (replica, opened) = Replica::open(&dir, &KEYRING).unwrap();
+        assert_eq!(opened, Opened::Kept);
+        let found = replica.view().unwrap().number(ACME_NUMBER).unwrap();
+        assert_eq!(found.unwrap().record, record);
+        assert_eq!(format(&replica), OLDEST);
+        apply(&replica, tenant_document(ACME).to_string());
+        assert_eq!(format(&replica), FORMAT);
+    }
+
+    fn format(replica: &Replica) -> u32 {
+        let txn = replica.store.read().unwrap();
+        let meta = txn.open_table(META).unwrap();
+        let format = meta.get("format").unwrap().unwrap();
+        u32::from_le_bytes(format.value().try_into().unwrap())
     }
 
     fn apply(replica: &Replica, document: String) {

@@ -101,3 +101,53 @@ pub(super) fn read(e164: &str, bytes: &[u8]) -> Option<NumberRecord> {
         before: None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{ACME_NUMBER, admit_number, number_document};
+
+    /// The example's number, and others with and without each text.
+    fn records() -> impl Iterator<Item = NumberRecord> {
+        (0..8).map(|which| {
+            let mut document = number_document(ACME_NUMBER);
+            document["active"] = (which & 1 != 0).into();
+            for (bit, column) in [(2, "label"), (4, "default_voice")] {
+                document[column] = if which & bit == 0 {
+                    serde_json::Value::Null
+                } else {
+                    "Línea 1".into()
+                };
+            }
+            admit_number(&document)
+        })
+    }
+
+    #[test]
+    fn a_record_reads_back_as_it_was_written_and_cut_or_longer_it_is_none() {
+        for record in records() {
+            let bytes = write(ACME_NUMBER, &record).unwrap();
+            assert!(is_plain(&bytes) && bytes.len() < 160, "{}", bytes.len());
+            assert_eq!(read(ACME_NUMBER, &bytes).as_ref(), Some(&record));
+            for end in 0..bytes.len() {
+                assert_eq!(read(ACME_NUMBER, &bytes[..end]), None, "cut at {end}");
+            }
+            assert_eq!(read(ACME_NUMBER, &[bytes, vec![0]].concat()), None);
+        }
+    }
+
+    #[test]
+    fn what_this_form_has_no_place_for_is_not_written_in_it() {
+        let record = records().next().unwrap();
+        let mut replaced = record.clone();
+        replaced.before = record.row.clone().map(Box::new);
+        let mut never_good = record.clone();
+        never_good.row = None;
+        let bad = crate::admit::number(ACME_NUMBER, "{}", Some(&record));
+        assert!(!bad.faults.is_empty());
+        for unusual in [&replaced, &never_good, &bad] {
+            assert_eq!(write(ACME_NUMBER, unusual), None);
+        }
+        assert_eq!(write("+14155550101", &record), None);
+    }
+}
