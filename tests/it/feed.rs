@@ -71,6 +71,19 @@ async fn texts_of_any_character_are_copied_as_the_database_hashes_them() {
     )
     .await;
     let node = Node::on(&db, "").await;
+    // A pull brings documents that the database wrote: where one differs from the copied one, it is written anew.
+    db.sql(
+        "select sidetone.record('number', array(select e164::text from public.tenant_phone_numbers
+           where e164 <= '+541100000900' or e164 like '+54119%'))",
+    )
+    .await;
+    until("the numbers are compared", async || {
+        node.log().contains(r#""message":"applied","read":9"#)
+    })
+    .await;
+    let log = node.log();
+    let applied = log.lines().rfind(|line| line.contains(r#""applied""#));
+    assert!(applied.unwrap().contains(r#""written":0"#), "{applied:?}");
     node.equals_database().await;
 }
 
