@@ -49,7 +49,7 @@ const ASIDE_AFTER: Duration = Duration::from_millis(300);
 const ASIDE_EVERY: Duration = Duration::from_millis(250);
 /// Where that failed, it is tried again after so long, and up to as much again.
 const ASIDE_AGAIN: Duration = Duration::from_secs(1);
-/// How often it is made sure that LISTEN still stands.
+/// How often it is made sure that LISTEN still stands, and statements are planned for the tables' present size.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
 const DISTRUST_EVERY: Duration = Duration::from_secs(60);
@@ -440,12 +440,13 @@ impl Feed {
                 () = sleep_until(state.compare_at) => {
                     self.compare(link, state, None).await?;
                 }
-                _ = listen_check.tick(), if listening || link.bell.recovery => {
+                _ = listen_check.tick() => {
+                    self.in_time(link.rows().plan_anew()).await?;
                     if link.bell.recovery {
                         if Session::open(&self.target, Role::Writable, None).await.is_ok() {
                             return Err(FeedError::PrimaryIsBack);
                         }
-                    } else if !self.in_time(link.bell.still_listens()).await? {
+                    } else if listening && !self.in_time(link.bell.still_listens()).await? {
                         return Err(FeedError::Deaf);
                     }
                 }

@@ -386,6 +386,14 @@ impl Session {
             .map_err(|err| SourceError::of("LISTEN", &err))
     }
 
+    /// Statements are planned once; after this, once more. A log that was empty then may be long by now.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn plan_anew(&self) -> Result<(), SourceError> {
+        self.run("discard plans").await
+    }
+
     /// Whether doorbells still reach this very session.
     ///
     /// # Errors
@@ -618,7 +626,6 @@ impl Session {
     /// # Errors
     /// [`SourceError::NobodyReads`] when the writer gave up, else as for every statement.
     pub async fn load(&self, what: &Load, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
-        const DOING: &str = "loading rows";
         self.loaded.store(0, Ordering::Release);
         let mut chunk = Chunk::default();
         let named = |ids: &[Uuid]| {
@@ -626,21 +633,16 @@ impl Session {
                 .map(<[Uuid]>::to_vec)
                 .collect::<Vec<_>>()
         };
-        let tenants = match what {
-            Load::Everything => vec![None],
-            Load::Some { tenants, .. } => named(tenants).into_iter().map(Some).collect(),
-        };
-        if !tenants.is_empty() {
-            let statement = self.limit(self.client.prepare(sql::TENANTS), DOING).await?;
-            for list in tenants {
-                let rows = self
-                    .limit(
-                        self.client
-                            .query_raw(&statement, slice(&[&list, &self.held])),
-                        DOING,
-                    )
+        match what {
+            Load::Everything => {
+                self.tenants(sql::ALL_TENANTS, &[&[&self.held]], &mut chunk, to)
                     .await?;
-                self.stream(rows, Form::Tenants, &mut chunk, to).await?;
+            }
+            Load::Some { tenants, .. } => {
+                let lists = named(tenants);
+                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
+                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
+                self.tenants(sql::TENANTS, &lists, &mut chunk, to).await?;
             }
         }
         match what {
@@ -668,6 +670,28 @@ impl Session {
     }
 
     /// Asks once with each list of parameters.
+    async fn tenants(
+        &self,
+        query: &str,
+        lists: &[&[&(dyn ToSql + Sync)]],
+        chunk: &mut Chunk,
+        to: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<(), SourceError> {
+        const DOING: &str = "loading rows";
+        if lists.is_empty() {
+            return Ok(());
+        }
+        let statement = self.limit(self.client.prepare(query), DOING).await?;
+        for list in lists {
+            let rows = self
+                .limit(self.client.query_raw(&statement, slice(list)), DOING)
+                .await?;
+            self.stream(rows, Form::Tenants, chunk, to).await?;
+        }
+        Ok(())
+    }
+
+    /// As [`tenants`](Self::tenants), in the form that costs less.
     async fn numbers(
         &self,
         query: &sql::Numbers,

@@ -166,11 +166,20 @@ pub(super) const NUMBER_DIGESTS: &str = concat!(
     " group by n.tenant_id"
 );
 
-/// Tenants by id, all when `$1` is null: `$2` tenants held.
+/// All tenants: `$1` tenants held.
+pub(super) const ALL_TENANTS: &str = concat!(
+    "select t.id, ",
+    tenant_doc!(),
+    " from public.tenants t where ",
+    held_tenant!("$1"),
+    " order by t.id"
+);
+
+/// Tenants by id: `$1` ids, `$2` tenants held.
 pub(super) const TENANTS: &str = concat!(
     "select t.id, ",
     tenant_doc!(),
-    " from public.tenants t where ($1::uuid[] is null or t.id = any($1)) and ",
+    " from public.tenants t where t.id = any($1::uuid[]) and ",
     held_tenant!("$2"),
     " order by t.id"
 );
