@@ -162,6 +162,7 @@ impl Writer<'_, '_> {
         if let Some(was) = &was_good
             && was.tenant != tenant
         {
+            self.applied.owners.insert(was.tenant);
             tried!(
                 "writing a number",
                 self.index.remove(index_key(was.tenant, e164).as_slice())
@@ -196,6 +197,7 @@ impl Writer<'_, '_> {
                 .insert(index_key(tenant, e164).as_slice(), hash.0.as_slice())
         )?;
         self.faults(e164, record.faults)?;
+        self.applied.owners.insert(tenant);
         self.changed_number(e164);
         self.wrote(Key::Number(e164.to_owned()), what, Some(tenant));
         Ok(())
@@ -288,6 +290,7 @@ impl Writer<'_, '_> {
             )?;
             self.faults(&e164, Vec::new())?;
             self.marker.forget(&Key::Number(e164.clone()), None);
+            self.applied.owners.insert(tenant);
             self.changed_number(&e164);
             self.removed(Key::Number(e164), Some(tenant));
         }
