@@ -231,6 +231,8 @@ pub struct Applied {
     pub tenants: BTreeSet<Uuid>,
     /// Numbers that changed. For a first copy: too many to name, then `everything` is set.
     pub numbers: BTreeSet<E164>,
+    /// Tenants that got, lost or changed a number.
+    pub owners: BTreeSet<Uuid>,
     /// More changed than is named.
     pub everything: bool,
     /// What is wrong now with numbers that are or were faulty.

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -24,10 +25,14 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use super::Place;
 use super::lane::{LINGER, Lane, Lanes};
 
 /// An answer of which the caller takes nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(30);
+
+/// A stream of events of which the caller takes nothing for this long is given up: its caller can come back.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// How long a caller that is still sending gets to read the last answer before the connection is cut.
 const LINGERS: Duration = Duration::from_secs(1);
@@ -119,6 +124,10 @@ struct Read {
     on_lane: bool,
     /// The thread that is to go on with it.
     lane: Option<Lane>,
+    /// Its place among those who ask.
+    place: Option<Place>,
+    /// The answer goes on; counts those that are given up.
+    endless: Option<IntCounter>,
 }
 
 impl Progress {
@@ -134,7 +143,24 @@ impl Progress {
             brisk: false,
             on_lane: false,
             lane: None,
+            place: None,
+            endless: None,
         })))
+    }
+
+    /// Keeps the connection's place until it ends.
+    pub(super) fn keep(&self, place: Place) {
+        self.lock().place = Some(place);
+    }
+
+    /// The answer is begun and goes on: the place is for others who ask. Never known to be the last.
+    pub(super) fn goes_on(&self, cut_off: IntCounter) -> bool {
+        let mut bytes = self.lock();
+        bytes.endless = Some(cut_off);
+        let place = bytes.place.take();
+        drop(bytes);
+        drop(place);
+        false
     }
 
     /// The lane that the connection has to go on with from here, if any.
@@ -399,11 +425,27 @@ impl Line {
             self.waiting = None;
             return written;
         }
+        let endless = self.progress.lock().endless.clone();
+        let stopping = self.ends.stop.is_cancelled();
+        let limit = match &endless {
+            None => STALLED,
+            Some(_) if stopping => LINGERS,
+            Some(_) => SLOW,
+        };
         let clock = self
             .writing
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        if let Some(sooner) = Instant::now().checked_add(limit)
+            && clock.deadline() > sooner
+        {
+            clock.as_mut().reset(sooner);
+        }
         let over = clock.as_mut().poll(cx).is_ready();
-        if over || self.is_crowded_out(cx) {
+        if let Some(cut_off) = endless.as_ref().filter(|_| over && !stopping) {
+            cut_off.inc();
+        }
+        // A stream has no place that it could give to another.
+        if over || (endless.is_none() && self.is_crowded_out(cx)) {
             Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
         } else {
             Poll::Pending

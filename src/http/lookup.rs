@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::{Method, StatusCode, header};
@@ -12,6 +13,7 @@ use serde_json::json;
 use super::App;
 use super::audit::Audit;
 use super::params::{self, Question};
+use super::watch::{self, Hub};
 use super::wire::{Asked, Fail, Form, Reply, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
@@ -39,6 +41,7 @@ enum Wants {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Question(Wants),
+    Watch,
     Healthz,
     Readyz,
     Metrics,
@@ -51,6 +54,7 @@ fn target(path: &str) -> Option<Target> {
         "/v1/resolve" => Wants::Resolve,
         "/v1/credentials" => Wants::Credentials,
         "/v1/explain" => Wants::Explain,
+        "/v1/watch" => return Some(Target::Watch),
         "/healthz" => return Some(Target::Healthz),
         "/readyz" => return Some(Target::Readyz),
         "/metrics" => return Some(Target::Metrics),
@@ -86,6 +90,7 @@ impl Wants {
 pub(super) struct Asking<'a> {
     pub(super) app: &'a App,
     pub(super) audit: &'a Audit,
+    pub(super) hub: &'a Arc<Hub>,
     pub(super) dialling: &'a Dialling,
     pub(super) caller: &'a Caller,
     pub(super) rights: &'a Rights,
@@ -128,6 +133,7 @@ async fn routed(
         );
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            Some(Target::Watch) => (Route::Watch, Form::Json),
             _ => (Route::Other, Form::Json),
         };
         return (route, Some(fail.outcome), fail.reply(form));
@@ -136,6 +142,7 @@ async fn routed(
         audit.flooded(caller);
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            Some(Target::Watch) => (Route::Watch, Form::Json),
             _ => (Route::Other, Form::Json),
         };
         let fail = Fail::new(
@@ -164,7 +171,7 @@ async fn routed(
         };
         let form = match target {
             Target::Question(wants) => wants.form(&asked.query),
-            Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+            Target::Watch | Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
         };
         return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
@@ -172,6 +179,10 @@ async fn routed(
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
         Target::Metrics => other(None, metrics(app)),
+        Target::Watch => match watch::open(asking, asked) {
+            Ok(reply) => (Route::Watch, Some(Outcome::Ok), reply),
+            Err(fail) => (Route::Watch, Some(fail.outcome), fail.reply(Form::Json)),
+        },
         Target::Question(wants) => {
             let form = wants.form(&asked.query);
             match question(asking, wants, asked).await {
@@ -189,6 +200,7 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
         dialling,
         caller,
         rights,
+        ..
     } = asking;
     may_ask_at_all(
         caller,
@@ -296,7 +308,7 @@ impl Wants {
 }
 
 /// What a caller is told before anything is looked up: whether it could be answered for any tenant.
-fn may_ask_at_all(
+pub(super) fn may_ask_at_all(
     caller: &Caller,
     rights: &Rights,
     credentials: bool,

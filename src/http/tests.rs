@@ -842,7 +842,12 @@ fn descriptors_are_kept_from_callers_and_a_few_places_are_left() {
         (1024, 100, 25),
         (1, 0, 1),
     ] {
-        assert_eq!(most_places(configured, descriptors), places);
+        let http = HttpConfig {
+            max_connections: configured,
+            max_watchers: 0,
+            ..HttpConfig::default()
+        };
+        assert_eq!(most_places(&http, descriptors), (places, 0));
     }
 }
 
@@ -1246,4 +1251,22 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
     assert_eq!(app.metrics.connections.get(), 0);
     assert!(unix().await.is_err() && admin().await.is_err());
     std::fs::remove_dir_all(config.http.unix.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn watchers_get_the_descriptors_that_callers_leave() {
+    let http = HttpConfig {
+        max_connections: 1000,
+        max_watchers: 500,
+        ..HttpConfig::default()
+    };
+    for (descriptors, places) in [
+        (u64::MAX, (1000, 500)),
+        (1628, (1000, 500)),
+        (1627, (1000, 499)),
+        (1128, (1000, 0)),
+        (256, (128, 0)),
+    ] {
+        assert_eq!(most_places(&http, descriptors), places, "{descriptors}");
+    }
 }

@@ -1,23 +1,27 @@
 //! Requests and answers as the handlers see them, and one connection of them.
 //!
 //! A handler gets a whole request, its body within limits, and gives a whole answer. Whatever a handler
-//! does, the caller gets exactly one answer with a `Content-Length`; a panic costs that one answer.
+//! does, the caller gets exactly one answer with a `Content-Length`; a panic costs that one answer. Only a stream of
+//! events has no length: it is chunked in HTTP/1.1, ends with the connection in HTTP/1.0, and is the last answer of either.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
 use super::line::{Ends, Line, Progress, Stream};
@@ -44,6 +48,8 @@ pub(super) enum Form {
     Plain,
     /// Prometheus's text format.
     Metrics,
+    /// Server-sent events.
+    Events,
 }
 
 impl Form {
@@ -53,6 +59,7 @@ impl Form {
             Self::Pairs => "application/x-www-form-urlencoded",
             Self::Plain => "text/plain; charset=utf-8",
             Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+            Self::Events => "text/event-stream",
         }
     }
 }
@@ -82,7 +89,55 @@ impl Asked {
     }
 }
 
-/// A whole answer.
+/// A body without a length, written as it comes.
+pub(super) struct Endless {
+    pub(super) body: Pin<Box<dyn Body<Data = Bytes, Error = Infallible> + Send>>,
+    /// Counts those whose callers took nothing of it for too long.
+    pub(super) cut_off: IntCounter,
+}
+
+impl std::fmt::Debug for Endless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Endless")
+    }
+}
+
+/// What hyper writes after the head.
+pub(super) enum ReplyBody {
+    Whole(Full<Bytes>),
+    Endless(Endless),
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(whole) => Pin::new(whole).poll_frame(cx),
+            Self::Endless(endless) => endless.body.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(whole) => whole.is_end_stream(),
+            Self::Endless(endless) => endless.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(whole) => whole.size_hint(),
+            Self::Endless(endless) => endless.body.size_hint(),
+        }
+    }
+}
+
+/// A whole answer, or the head of an endless one.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) code: StatusCode,
@@ -91,6 +146,7 @@ pub(super) struct Reply {
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
     hold: Duration,
+    endless: Option<Endless>,
 }
 
 impl Reply {
@@ -107,6 +163,16 @@ impl Reply {
             headers: Vec::new(),
             close: false,
             hold: Duration::ZERO,
+            endless: None,
+        }
+    }
+
+    /// 200 with a body that goes on until it ends, and the connection with it.
+    pub(super) fn endless(form: Form, endless: Endless) -> Self {
+        Self {
+            endless: Some(endless),
+            close: true,
+            ..Self::ok(form, Bytes::new())
         }
     }
 
@@ -142,16 +208,22 @@ impl Reply {
         self
     }
 
-    pub(super) fn into_response(self, close: bool) -> Response<Full<Bytes>> {
-        let length = self.body.len();
-        let mut response = Response::new(Full::new(self.body));
+    pub(super) fn into_response(self, close: bool) -> Response<ReplyBody> {
+        let length = self.endless.is_none().then_some(self.body.len());
+        let body = match self.endless {
+            None => ReplyBody::Whole(Full::new(self.body)),
+            Some(endless) => ReplyBody::Endless(endless),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = self.code;
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static(self.form.content_type()),
         );
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
         headers.extend(self.headers);
         if self.close || close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -207,16 +279,15 @@ impl Fail {
 /// An error in any words.
 pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str) -> Reply {
     let body = match form {
-        Form::Json | Form::Metrics => answer::error_json(status, message),
+        Form::Json | Form::Metrics | Form::Events => answer::error_json(status, message),
         Form::Pairs => answer::error_form(status, message),
         Form::Plain => Vec::new(),
     };
     Reply::new(
         code,
-        if form == Form::Metrics {
-            Form::Json
-        } else {
-            form
+        match form {
+            Form::Metrics | Form::Events => Form::Json,
+            form => form,
         },
         body,
     )
@@ -283,7 +354,10 @@ pub(super) async fn serve<H: Handler>(
                     internal()
                 });
                 let gives_way = limits.ends.hold_back(reply.hold).await;
-                let last = progress.end(length);
+                let last = match &reply.endless {
+                    None => progress.end(length),
+                    Some(endless) => progress.goes_on(endless.cut_off.clone()),
+                };
                 Ok::<_, Infallible>(reply.into_response(gives_way || (last && stop.is_cancelled())))
             }
         })

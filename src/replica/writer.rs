@@ -166,6 +166,7 @@ impl Writer<'_, '_> {
         if let Some(was) = &was_good
             && was.tenant != tenant
         {
+            self.applied.owners.insert(was.tenant);
             tried!(
                 "writing a number",
                 self.index.remove(index_key(was.tenant, e164).as_slice())
@@ -204,6 +205,7 @@ impl Writer<'_, '_> {
         if !(is_new && record.faults.is_empty()) {
             self.faults(e164, record.faults)?;
         }
+        self.applied.owners.insert(tenant);
         self.changed_number(e164);
         self.wrote(row.key, what, Some(tenant));
         Ok(())
@@ -309,6 +311,7 @@ impl Writer<'_, '_> {
             )?;
             self.faults(&e164, Vec::new())?;
             self.marker.forget(&Key::Number(e164.clone()), None);
+            self.applied.owners.insert(tenant);
             self.changed_number(&e164);
             self.removed(Key::Number(e164), Some(tenant));
         }
