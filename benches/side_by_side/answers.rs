@@ -7,7 +7,7 @@ use crate::Bench;
 use crate::cluster::{self, Cluster, Options, scratch};
 use crate::load::{self, At, Framing, Question, Target};
 use crate::peers::Peer;
-use crate::report::Section;
+use crate::report::{Section, Series};
 use crate::world::World;
 
 /// A request with the same head as a question's.
@@ -35,8 +35,9 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let dir = scratch("peers");
     let tcp_port = cluster::free_port();
     let mut section = Section::new(
-        "Answers",
-        "One of 100 000 numbers at random; peers answer with the same number of bytes.",
+        "One of 100 000 numbers at random over a Unix socket; what Redis and nginx hold has as many bytes as sidetone's \
+         answer. The echo reads a request of the same length and writes an answer of the same length without a look at \
+         either: the limit.",
     );
     for route in ["/v1/resolve", "/v1/lookup"] {
         let body = body(route);
@@ -47,6 +48,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             at,
             framing,
             questions: Arc::new(questions),
+            hello: Vec::new(),
             fresh: false,
             server: Some(pid),
         };
@@ -134,6 +136,9 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         for callers in [8, 64] {
             let load = format!("{route}, {} bytes, {callers} kept connections", body.len());
             bench.alternate(&mut section, &load, callers, &kept);
+            if callers == 8 {
+                section.percentiles(&format!("answers-{}", &route[4..]), &load);
+            }
             let of = |name| section.series(&load, name);
             let (us, nginx, redis, echo) = (
                 of("sidetone"),
@@ -192,5 +197,12 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             );
         }
     }
+    section.bars(
+        "answers-throughput",
+        "Throughput",
+        "answers/s",
+        Series::per_second,
+    );
+    section.bars("answers-p99", "99th percentile", "µs", Series::p99);
     section
 }

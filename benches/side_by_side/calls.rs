@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, Options};
 use crate::load::Question;
-use crate::report::Section;
+use crate::report::{Section, Series};
 use crate::world::World;
 use crate::{Bench, ours};
 
@@ -22,11 +22,11 @@ pub(crate) fn measure(bench: &Bench) -> Section {
            select id, 'gpt-4o-mini', '{{\"mon\":[\"09:00-18:00\"]}}' from tenants;
          insert into prompts (id, tenant_id, name, scope, active, priority)
            select ('00000001-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000001-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000001-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event_type', true, p
              from generate_series(1, 50) p
            union all
            select ('00000002-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000002-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000002-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event_type', true, p
              from generate_series(1, 10) p;
          insert into prompt_versions (prompt_id, version, content)
            select id, 1, 'Actúa como agente en español neutro y verifica la identidad de quien llama.' from prompts;
@@ -59,7 +59,6 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             .collect()
     };
     let mut section = Section::new(
-        "Calls with context",
         "A call against 50 prompts with 100 bindings, of which ten prompts apply, beside a call against just those ten.",
     );
     let load = "/v1/resolve, 8 kept connections";
@@ -77,6 +76,12 @@ pub(crate) fn measure(bench: &Bench) -> Section {
                 ours(&node, asks(1, "&attr.call_direction=inbound")),
             ),
         ],
+    );
+    section.bars(
+        "calls-throughput",
+        "Calls with context",
+        "answers/s",
+        Series::per_second,
     );
     let rate = |name| section.series(load, name).per_second();
     let ratio = rate("50 prompts, 100 bindings") / rate("10 prompts, 10 bindings");

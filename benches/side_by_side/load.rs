@@ -51,6 +51,8 @@ pub(crate) struct Target {
     pub(crate) at: At,
     pub(crate) framing: Framing,
     pub(crate) questions: Arc<Vec<Question>>,
+    /// What is sent on a new connection before the first question, each piece answered as a question is.
+    pub(crate) hello: Vec<Vec<u8>>,
     /// A connection for each question.
     pub(crate) fresh: bool,
     /// Whose time on a core is told.
@@ -128,9 +130,29 @@ impl<'a> Caller<'a> {
     pub(crate) fn ask(&mut self, question: &Question) -> io::Result<()> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => Stream::connect(&self.target.at)?,
+            None => {
+                let mut stream = Stream::connect(&self.target.at)?;
+                for piece in &self.target.hello {
+                    self.exchange(&mut stream, piece)?;
+                }
+                stream
+            }
         };
-        stream.write_all(&question.bytes)?;
+        let answer = self.exchange(&mut stream, &question.bytes)?;
+        let answer = &self.buffer[..answer];
+        if memchr::memmem::find(answer, &question.proof).is_none() {
+            let text = String::from_utf8_lossy(&answer[..answer.len().min(400)]).into_owned();
+            return Err(io::Error::other(format!("a wrong answer: {text}")));
+        }
+        if !self.target.fresh {
+            self.stream = Some(stream);
+        }
+        Ok(())
+    }
+
+    /// Sends, and reads what comes back: so many bytes of the buffer, and nothing behind them.
+    fn exchange(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
+        stream.write_all(bytes)?;
         let mut length = 0;
         let whole = loop {
             if length == self.buffer.len() {
@@ -149,15 +171,10 @@ impl<'a> Caller<'a> {
                 break whole;
             }
         };
-        let answer = &self.buffer[..whole];
-        if whole != length || memchr::memmem::find(answer, &question.proof).is_none() {
-            let text = String::from_utf8_lossy(&answer[..whole.min(400)]).into_owned();
-            return Err(io::Error::other(format!("a wrong answer: {text}")));
+        if whole != length {
+            return Err(io::Error::other("more than one answer"));
         }
-        if !self.target.fresh {
-            self.stream = Some(stream);
-        }
-        Ok(())
+        Ok(whole)
     }
 }
 
@@ -217,6 +234,17 @@ impl Random {
 
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(MOST_NANOS, 3).expect("bounds that hdrhistogram allows")
+}
+
+/// Connections that this process and those it starts may have.
+pub(crate) fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, most).expect("as many descriptors as the hard limit allows");
 }
 
 /// Asks every question once.
