@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use postgres_protocol::message::backend::{self, Header};
 
 /// Longest answer that is read, and longest latency that is told apart.
 const MOST_BYTES: usize = 4 << 20;
@@ -36,6 +37,8 @@ pub(crate) enum Framing {
     Redis,
     /// As many bytes as agreed.
     Fixed(usize),
+    /// Messages of Postgres up to the one that says that it is ready for more.
+    Postgres,
 }
 
 /// What is sent, and what has to stand in the answer.
@@ -202,6 +205,20 @@ fn ends_at(framing: Framing, bytes: &[u8]) -> io::Result<Option<usize>> {
             }
             let length = length.ok_or_else(|| wrong("no Content-Length"))?;
             Ok(Some(head + 4 + length))
+        }
+        Framing::Postgres => {
+            let mut at = 0;
+            while let Some(header) = Header::parse(&bytes[at..])? {
+                let length = usize::try_from(header.len()).unwrap_or(MOST_BYTES);
+                at += 1 + length;
+                match header.tag() {
+                    backend::ERROR_RESPONSE_TAG => return Err(wrong("an error")),
+                    backend::READY_FOR_QUERY_TAG => return Ok(Some(at)),
+                    _ if at >= bytes.len() => return Ok(None),
+                    _ => {}
+                }
+            }
+            Ok(None)
         }
         Framing::Redis => {
             let Some(line) = memchr::memmem::find(bytes, b"\r\n") else {
