@@ -32,6 +32,8 @@ mod plot;
 mod proxy;
 mod report;
 mod rest;
+#[path = "../instructions/rows.rs"]
+mod rows;
 mod world;
 
 use std::path::Path;
