@@ -34,6 +34,7 @@ mod report;
 mod rest;
 #[path = "../instructions/rows.rs"]
 mod rows;
+mod watchers;
 mod world;
 
 use std::path::Path;
@@ -95,6 +96,12 @@ const PARTS: &[Part] = &[
         title: "Calm",
         measure: calm::measure,
         notes: include_str!("notes/calm.md"),
+    },
+    Part {
+        name: "watchers",
+        title: "Calm with watchers",
+        measure: watchers::measure,
+        notes: include_str!("notes/watchers.md"),
     },
     Part {
         name: "fresh",
