@@ -18,7 +18,7 @@ test: ## everything a change must pass
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)
 
-bench: ## sidetone beside nginx, Redis, Postgres and a raw echo; writes docs/benchmarks.md; QUICK=1 in five minutes, ONLY=answers,copy some parts
+bench: ## sidetone beside nginx, Redis, Postgres and a raw echo; writes docs/benchmarks.md; ONLY=answers,copy some parts; QUICK=1 in five minutes, into target/tmp
 	@scripts/ensure-postgres
 	@scripts/ensure-peers
 	PATH=$$PATH:/usr/sbin QUICK=$(QUICK) ONLY=$(ONLY) SQLX_OFFLINE=true cargo bench --locked --bench side_by_side

@@ -143,7 +143,7 @@ enum Value<'a> {
 
 /// The bytes of an answer: what was written for it, around the prompts, which all calls share.
 #[derive(Default)]
-pub struct Body {
+pub struct Written {
     before: Vec<u8>,
     prompts: Bytes,
     after: Vec<u8>,
@@ -151,7 +151,7 @@ pub struct Body {
     sent: (usize, usize),
 }
 
-impl Body {
+impl Written {
     /// The pieces that are still to be sent.
     #[must_use]
     pub fn pieces(&self) -> [&[u8]; 3] {
@@ -175,7 +175,7 @@ impl Body {
     }
 }
 
-impl From<Vec<u8>> for Body {
+impl From<Vec<u8>> for Written {
     fn from(bytes: Vec<u8>) -> Self {
         Self {
             before: bytes,
@@ -184,19 +184,28 @@ impl From<Vec<u8>> for Body {
     }
 }
 
-impl From<String> for Body {
+impl From<Bytes> for Written {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            prompts: bytes,
+            ..Self::default()
+        }
+    }
+}
+
+impl From<String> for Written {
     fn from(text: String) -> Self {
         text.into_bytes().into()
     }
 }
 
-impl From<&[u8]> for Body {
+impl From<&[u8]> for Written {
     fn from(bytes: &[u8]) -> Self {
         bytes.to_vec().into()
     }
 }
 
-impl Buf for Body {
+impl Buf for Written {
     fn remaining(&self) -> usize {
         self.pieces()
             .iter()
@@ -231,9 +240,9 @@ impl Buf for Body {
 }
 
 /// Says nothing of what it holds.
-impl fmt::Debug for Body {
+impl fmt::Debug for Written {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Body")
+        f.debug_struct("Written")
             .field("bytes", &self.remaining())
             .finish_non_exhaustive()
     }
@@ -243,7 +252,7 @@ impl fmt::Debug for Body {
 #[derive(Debug)]
 pub struct Resolved {
     /// The answer; it may hold credentials.
-    pub body: Body,
+    pub body: Written,
     /// Strong, with its quotes: equal as long as nothing but the time changes.
     pub etag: String,
 }
@@ -283,10 +292,10 @@ impl<'a> Answer<'a> {
         let Some(allowed) = credentials else {
             return Resolved {
                 etag: json.etag(self, &[]),
-                body: Body {
+                body: Written {
                     before: json.out,
                     prompts: self.stack.to_the_end(),
-                    ..Body::default()
+                    ..Written::default()
                 },
             };
         };
@@ -295,11 +304,11 @@ impl<'a> Answer<'a> {
         after.close();
         Resolved {
             etag: json.etag(self, &after.out),
-            body: Body {
+            body: Written {
                 before: json.out,
                 prompts: self.stack.to_its_end(),
                 after: after.out,
-                ..Body::default()
+                ..Written::default()
             },
         }
     }

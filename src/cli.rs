@@ -22,6 +22,7 @@ pub mod run;
 pub mod seal;
 pub mod status;
 pub mod verify;
+pub mod watch;
 
 use std::error::Error;
 use std::io::{self, Write};
@@ -99,6 +100,8 @@ enum Command {
     Refresh(refresh::RefreshArgs),
     /// Compare the node's rows with Postgres and repair what differs
     Verify(verify::VerifyArgs),
+    /// Follow a number or a tenant: a line when it changes, or when the feed is lost or level again
+    Watch(watch::WatchArgs),
     /// Make a keyring, or add a key to one
     Keygen(keygen::KeygenArgs),
     /// Seal a credential for the database: secret on standard input, sealed value on standard output
@@ -264,6 +267,7 @@ pub fn run(args: Args) -> Result<Exit, CliError> {
         Command::Status(args) => status::run(&settings, &args),
         Command::Refresh(args) => refresh::run(&settings, &args),
         Command::Verify(args) => verify::run(&settings, &args),
+        Command::Watch(args) => watch::run(&settings, &args),
         Command::Keygen(args) => keygen::run(&settings, &args),
         Command::Seal(args) => seal::run(&settings, &args),
         Command::Open(args) => open::run(&settings, &args),

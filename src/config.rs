@@ -150,6 +150,8 @@ section! {
         tcp_rate: Rate = Rate::DEFAULT,
         /// Most connections at once over all call listeners, at most three quarters of them one caller's; more wait in the backlog.
         max_connections: u32 = 1024,
+        /// Most watchers (`/v1/watch`) at once, beside those connections, at most three quarters of them one caller's. 0: none.
+        max_watchers: u32 = 2048,
         /// A request's head must be complete within this time.
         #[serde(with = "humantime_serde")]
         header_timeout: Duration = Duration::from_secs(5),
@@ -767,6 +769,9 @@ impl Config {
         }
         if self.http.max_connections == 0 || self.http.max_connections > 100_000 {
             wrong("http.max_connections", "must lie between 1 and 100000");
+        }
+        if self.http.max_watchers > 100_000 {
+            wrong("http.max_watchers", "must lie between 0 and 100000");
         }
         let sizes = [
             (

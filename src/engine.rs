@@ -4,6 +4,8 @@
 //! Always true: number and tenant of an answer are of one commit; a number's answers follow commit order; the age of
 //! an answer is taken before its rows are read, and so never understated.
 
+pub mod watched;
+
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -75,6 +77,7 @@ pub struct Engine {
     /// Key reloads and batches change the replica one at a time.
     writing: Mutex<()>,
     ahead: ArcSwap<Ahead>,
+    bell: watched::Bell,
     /// Until every row was looked at after a start: level as it was proved meanwhile.
     unjudged: Mutex<Option<Option<Duration>>>,
 }
@@ -139,6 +142,7 @@ impl Engine {
             metrics: parts.metrics,
             writing: Mutex::new(()),
             ahead: ArcSwap::default(),
+            bell: watched::Bell::default(),
             unjudged: Mutex::new(complete.then_some(None)),
         })
     }
@@ -191,6 +195,7 @@ impl Engine {
     /// meanwhile: its rows here are from before.
     pub fn suspended_ahead(&self, mut tenants: BTreeSet<Uuid>) {
         let known = since_boot();
+        let named = tenants.clone();
         // Answers of Postgres itself say so too, at the same time.
         self.ahead.rcu(|ahead| {
             tenants.extend(&ahead.tenants);
@@ -199,6 +204,7 @@ impl Engine {
                 known,
             }
         });
+        self.bell.ring_tenants(&named);
     }
 
     /// Rows that were asked for at this time since boot are in force: what was known ahead of them is forgotten.
@@ -207,6 +213,7 @@ impl Engine {
         if !ahead.tenants.is_empty() && ahead.known <= asked {
             // What came in between stays.
             self.ahead.compare_and_swap(&ahead, Arc::default());
+            self.bell.ring_tenants(&ahead.tenants);
         }
     }
 
@@ -402,9 +409,18 @@ impl Engine {
             })
         });
         // A commit that failed may be on disk all the same: the next one would find nothing to change.
-        let (applied, cursor) = applied.inspect_err(|_| self.cache.forget_all())?;
+        let (applied, cursor) = applied.inspect_err(|_| {
+            self.cache.forget_all();
+            self.bell.ring_all();
+        })?;
+        let first = !self.health.is_synced();
         self.health.set_synced();
         self.metrics.synced.set(1);
+        if first {
+            self.bell.ring_all();
+        } else {
+            self.bell.ring_applied(&applied);
+        }
         for (number, faults) in &applied.faults {
             self.health.quarantine_number(number, faults.clone());
         }

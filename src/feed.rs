@@ -35,7 +35,8 @@ use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{Doorbell, Load, Pulled, Role, Session, SourceError, Target};
 use handle::{Difference, Order, OrderError, Refresh, RefreshReport, Scope, VerifyReport};
 
-/// Pulls after doorbells lie at least so far apart: one pull per burst.
+/// Where it rings on while a pull is under way, the next one begins so long after it: a burst costs the pull of its first
+/// doorbell and few after it. A commit by itself waits for nothing.
 const JOIN: Duration = Duration::from_millis(5);
 /// How long a doorbell's transaction may take to become visible before it is taken for forged.
 const DOORBELL_DEADLINE: Duration = Duration::from_secs(1);
@@ -48,7 +49,7 @@ const ASIDE_AFTER: Duration = Duration::from_millis(300);
 const ASIDE_EVERY: Duration = Duration::from_millis(250);
 /// Where that failed, it is tried again after so long, and up to as much again.
 const ASIDE_AGAIN: Duration = Duration::from_secs(1);
-/// How often it is made sure that LISTEN still stands.
+/// How often it is made sure that LISTEN still stands, and statements are planned for the tables' present size.
 const LISTEN_CHECK: Duration = Duration::from_secs(30);
 /// How often everything is compared while triggers are off, the schema is another or a loss is held.
 const DISTRUST_EVERY: Duration = Duration::from_secs(60);
@@ -417,8 +418,10 @@ impl Feed {
                     self.pull(link, state, PullCause::Doorbell).await?;
                     again = self.not_seen_yet(&doorbell, state, JOIN, after(began, DOORBELL_DEADLINE));
                     heartbeat.reset();
-                    // The next pull of a burst brings everything that rings meanwhile.
-                    sleep_until(after(began, JOIN)).await;
+                    if doorbell.rang() {
+                        // The next pull of a burst brings everything that rings meanwhile.
+                        sleep_until(after(began, JOIN)).await;
+                    }
                 }
                 () = wait_until(next_try) => {
                     let Some((_, pause, xid, deadline)) = again.take() else { continue };
@@ -437,12 +440,13 @@ impl Feed {
                 () = sleep_until(state.compare_at) => {
                     self.compare(link, state, None).await?;
                 }
-                _ = listen_check.tick(), if listening || link.bell.recovery => {
+                _ = listen_check.tick() => {
+                    self.in_time(link.rows().plan_anew()).await?;
                     if link.bell.recovery {
                         if Session::open(&self.target, Role::Writable, None).await.is_ok() {
                             return Err(FeedError::PrimaryIsBack);
                         }
-                    } else if !self.in_time(link.bell.still_listens()).await? {
+                    } else if listening && !self.in_time(link.bell.still_listens()).await? {
                         return Err(FeedError::Deaf);
                     }
                 }

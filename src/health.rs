@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::Serialize;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::number::E164;
@@ -147,6 +148,7 @@ pub struct Health {
     stale_after: Duration,
     refuse_credentials_after: Duration,
     feed: Mutex<FeedStatus>,
+    level: watch::Sender<bool>,
     quarantine: Mutex<Quarantine>,
 }
 
@@ -189,6 +191,7 @@ impl Health {
                 last_reconcile: None,
                 reconnects: 0,
             }),
+            level: watch::Sender::new(false),
             quarantine: Mutex::default(),
         }
     }
@@ -263,6 +266,26 @@ impl Health {
                 feed.since = Timestamp::now();
             }
         });
+        let level = match state {
+            FeedState::Level => true,
+            // Of a connection that was level or not.
+            FeedState::Pulling => return,
+            _ => false,
+        };
+        self.level
+            .send_if_modified(|was| std::mem::replace(was, level) != level);
+    }
+
+    /// Where the feed stands.
+    #[must_use]
+    pub fn feed_state(&self) -> FeedState {
+        lock(&self.feed).state
+    }
+
+    /// Whether the feed is level, and when that changes. A pull alone changes nothing.
+    #[must_use]
+    pub fn level(&self) -> watch::Receiver<bool> {
+        self.level.subscribe()
     }
 
     /// What is wrong with the rows of a tenant, replacing what was said before.

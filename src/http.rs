@@ -17,6 +17,7 @@ mod swift;
 mod tests;
 mod token;
 mod unit;
+mod watch;
 mod wire;
 
 use std::collections::HashMap;
@@ -38,9 +39,10 @@ use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
 use self::swift::Plain;
 use self::token::Token;
+use self::watch::Hub;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
-use crate::config::{Config, Problem, Right};
+use crate::config::{Config, HttpConfig, Problem, Right};
 use crate::engine::Engine;
 use crate::feed::handle::FeedHandle;
 use crate::health::Health;
@@ -161,13 +163,12 @@ pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
 
 /// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
 #[must_use]
-pub fn lacks_descriptors(configured: u32) -> Option<(u64, u64)> {
+pub fn lacks_descriptors(http: &HttpConfig) -> Option<(u64, u64)> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
-    let places = most_places(configured, limit.unwrap_or(u64::MAX));
-    (places < u64::from(configured)).then_some((
-        places,
-        u64::from(configured).saturating_add(KEPT_DESCRIPTORS),
-    ))
+    let (calls, watchers) = most_places(http, limit.unwrap_or(u64::MAX));
+    let left = calls.saturating_add(watchers);
+    (left < wanted_places(http))
+        .then_some((left, wanted_places(http).saturating_add(KEPT_DESCRIPTORS)))
 }
 
 /// Why rules about units match nobody on this host, where there are such rules.
@@ -190,10 +191,12 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         drain_timeout: http.drain_timeout,
         max_body: http.max_body.as_u64(),
     };
-    let places = places(http.max_connections);
-    app.metrics
-        .connections_limit
-        .set(i64::try_from(places).unwrap_or(i64::MAX));
+    let (places, watchers) = places(http);
+    let told = |places: usize| i64::try_from(places).unwrap_or(i64::MAX);
+    app.metrics.connections_limit.set(told(places));
+    app.metrics.watchers_limit.set(told(watchers));
+    let hub = Arc::new(Hub::new(watchers, app.metrics.clone()));
+    let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
     let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
         token,
@@ -201,6 +204,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         access: doors.access,
         audit: Audit::default(),
         daemon: rustix::process::geteuid().as_raw(),
+        hub,
         app,
     });
     let (call, admin) = (Room::new(places), Room::new(ADMIN_CONNECTIONS));
@@ -222,7 +226,18 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         side: Side::Admin,
         room: remote.clone(),
     }));
-    run(entrances, node, &terms, stop).await;
+    let watching = async {
+        let ended = watching.await;
+        if ended.is_err() || !stop.is_cancelled() {
+            tracing::error!("what tells watchers of changes ended by itself");
+            return;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = run(entrances, node, &terms, stop.clone()) => {}
+        () = watching => {}
+    }
 }
 
 /// How long things may take, and how large they may be.
@@ -234,11 +249,11 @@ struct Terms {
     max_body: u64,
 }
 
-/// How many connections callers may have: as many as configured, unless the limit of descriptors, raised as far as it
-/// goes, leaves fewer.
-fn places(configured: u32) -> usize {
+/// How many connections callers may have, and how many watchers besides: as many as configured, unless the limit of
+/// descriptors, raised as far as it goes, leaves fewer.
+fn places(http: &HttpConfig) -> (usize, usize) {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let wanted = u64::from(configured).saturating_add(KEPT_DESCRIPTORS);
+    let wanted = wanted_places(http).saturating_add(KEPT_DESCRIPTORS);
     let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
     let mut limit = current.unwrap_or(u64::MAX);
     if limit < wanted {
@@ -252,23 +267,35 @@ fn places(configured: u32) -> usize {
             Err(err) => tracing::debug!(error = %err, "the limit of descriptors cannot be raised"),
         }
     }
-    let places = most_places(configured, limit);
-    if places < u64::from(configured) {
+    let (calls, watchers) = most_places(http, limit);
+    if calls.saturating_add(watchers) < wanted_places(http) {
         tracing::warn!(
             descriptors = limit,
-            connections = places,
-            "http.max_connections: the limit of descriptors leaves fewer; set LimitNOFILE of the unit to {wanted}"
+            connections = calls,
+            watchers,
+            "http.max_connections, http.max_watchers: the limit of descriptors leaves fewer; set LimitNOFILE of the unit to {wanted}"
         );
     }
-    usize::try_from(places)
-        .unwrap_or(usize::MAX)
-        .min(Semaphore::MAX_PERMITS)
+    let size = |places| usize::try_from(places).unwrap_or(usize::MAX);
+    (
+        size(calls).min(Semaphore::MAX_PERMITS),
+        size(watchers).min(Semaphore::MAX_PERMITS),
+    )
 }
 
-/// What is left of so many descriptors for callers; never nothing.
-fn most_places(configured: u32, descriptors: u64) -> u64 {
+/// Callers and watchers that are let in where there are descriptors enough.
+fn wanted_places(http: &HttpConfig) -> u64 {
+    u64::from(http.max_connections).saturating_add(u64::from(http.max_watchers))
+}
+
+/// What is left of so many descriptors for callers, never nothing, and then for watchers.
+fn most_places(http: &HttpConfig, descriptors: u64) -> (u64, u64) {
     let rest = descriptors.saturating_sub(KEPT_DESCRIPTORS);
-    u64::from(configured).min(rest.max(descriptors / 4)).max(1)
+    let calls = u64::from(http.max_connections)
+        .min(rest.max(descriptors / 4))
+        .max(1);
+    let watchers = u64::from(http.max_watchers).min(rest.saturating_sub(calls));
+    (calls, watchers)
 }
 
 /// A user on a Unix socket, or everybody over TCP.
@@ -550,6 +577,7 @@ impl<H: Host> Answering<H> {
             limits.ends.crowd = crowd.waiting.clone();
         }
         let progress = Progress::new();
+        progress.keep(place);
         let riding = progress.clone();
         let connection = async move {
             if limits.ends.hold_back(pause).await {
@@ -571,7 +599,6 @@ impl<H: Host> Answering<H> {
                 Ok(stream) => wire::serve(stream, handler, &limits, riding, kill).await,
                 Err(err) => tracing::warn!(error = %err, "no TLS with a caller of the admin side"),
             }
-            drop(place);
         };
         let ride = lane::ride(connection.boxed(), progress, self.connections.clone());
         self.connections.spawn(ride);
@@ -611,6 +638,7 @@ struct Node {
     audit: Audit,
     dialling: Dialling,
     daemon: u32,
+    hub: Arc<Hub>,
     /// What operators over TCP show.
     token: Option<Token>,
 }
@@ -716,6 +744,26 @@ impl Drop for Connection {
     }
 }
 
+impl Connection {
+    fn asking<'a>(&'a self, rights: &'a Rights) -> lookup::Asking<'a> {
+        let Node {
+            app,
+            audit,
+            hub,
+            dialling,
+            ..
+        } = &*self.node;
+        lookup::Asking {
+            app,
+            audit,
+            hub,
+            dialling,
+            caller: &self.caller,
+            rights,
+        }
+    }
+}
+
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
@@ -726,16 +774,7 @@ impl Handler for Connection {
                 ..
             } = &*self.node;
             match &self.may {
-                May::Call(rights) => {
-                    let asking = lookup::Asking {
-                        app,
-                        audit,
-                        dialling,
-                        caller: &self.caller,
-                        rights,
-                    };
-                    lookup::answer(asking, &asked).await
-                }
+                May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
                 May::Token => {
                     if self
@@ -765,20 +804,7 @@ impl Handler for Connection {
         let May::Call(rights) = &self.may else {
             return None;
         };
-        let Node {
-            app,
-            audit,
-            dialling,
-            ..
-        } = &*self.node;
-        let asking = lookup::Asking {
-            app,
-            audit,
-            dialling,
-            caller: &self.caller,
-            rights,
-        };
-        lookup::at_once(asking, asked)
+        lookup::at_once(self.asking(rights), asked)
     }
 
     fn refused(&self, outcome: Outcome) {

@@ -15,6 +15,7 @@ pub mod replica;
 pub mod source;
 pub mod explain;
 pub mod answer;
+pub mod watch;
 pub mod select;
 pub mod resolve;
 pub mod admit;

@@ -83,8 +83,24 @@ label! {
         Credentials = "credentials",
         /// `/v1/explain`
         Explain = "explain",
+        /// `/v1/watch`, up to the head of the answer.
+        Watch = "watch",
         /// Health, metrics and what does not exist.
         Other = "other",
+    }
+}
+
+label! {
+    /// What a watcher is told.
+    Event {
+        /// Status or revision of what is watched, at first and at each change.
+        Revision = "revision",
+        /// The age of answers.
+        Heartbeat = "heartbeat",
+        /// The feed was lost, or is level again.
+        Upstream = "upstream",
+        /// The node stops.
+        End = "end",
     }
 }
 
@@ -205,6 +221,10 @@ pub struct Metrics {
     pub connections_limit: IntGauge,
     pub connections_total: IntCounter,
     pub accept_errors: IntCounter,
+    pub watchers: IntGauge,
+    pub watchers_limit: IntGauge,
+    pub watch_events: Per<Event, IntCounter>,
+    pub watchers_cut_off: IntCounter,
     pub cache_hits: IntCounter,
     pub cache_fills: IntCounter,
     pub cache_evictions: IntCounter,
@@ -266,7 +286,11 @@ impl Metrics {
                 "route",
                 REQUEST_BUCKETS,
             )?,
-            connections: gauge(r, "connections", "Connections open on the call listeners")?,
+            connections: gauge(
+                r,
+                "connections",
+                "Connections open on the call listeners, watchers left out",
+            )?,
             connections_limit: gauge(
                 r,
                 "connections_limit",
@@ -281,6 +305,23 @@ impl Metrics {
                 r,
                 "accept_errors_total",
                 "Connections that could not be accepted",
+            )?,
+            watchers: gauge(r, "watchers", "Callers that watch a number or a tenant")?,
+            watchers_limit: gauge(
+                r,
+                "watchers_limit",
+                "Most watchers: http.max_watchers, or what the limit of descriptors leaves",
+            )?,
+            watch_events: counters(
+                r,
+                "watch_events_total",
+                "Events told to watchers, by name",
+                "event",
+            )?,
+            watchers_cut_off: counter(
+                r,
+                "watchers_cut_off_total",
+                "Watchers that were cut off because they took nothing of their stream for 10 s",
             )?,
             cache_hits: counter(r, "cache_hits_total", "Profiles served from memory")?,
             cache_fills: counter(r, "cache_fills_total", "Profiles built from the replica")?,

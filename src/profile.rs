@@ -41,12 +41,18 @@ impl Profile {
     /// Equal on every node that holds the same rows, different whenever they differ. Sixteen hexadecimal digits.
     #[must_use]
     pub fn revision(&self) -> RowRevision {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"sidetone answer 1\0");
-        hasher.update(&self.number.hash);
-        hasher.update(&self.tenant.hash);
-        RowRevision::start_of(hasher.finalize().as_bytes())
+        revision(&self.number.hash, &self.tenant.hash)
     }
+}
+
+/// The revision of answers made from a number and a tenant with these hashes.
+#[must_use]
+pub fn revision(number: &[u8; 32], tenant: &[u8; 32]) -> RowRevision {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"sidetone answer 1\0");
+    hasher.update(number);
+    hasher.update(tenant);
+    RowRevision::start_of(hasher.finalize().as_bytes())
 }
 
 /// A number's own part of a profile.

@@ -36,8 +36,10 @@ const INDEX: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("inde
 const FAULTY: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("faulty");
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
 
-/// Raised when what stands in the file is read in another way.
-const FORMAT: u32 = 1;
+/// Raised when what stands in the file is read in another way. 2: numbers in the form of [`plain`].
+const FORMAT: u32 = 2;
+/// The oldest format that is read; the first batch raises it.
+const OLDEST: u32 = 1;
 
 /// Why the replica cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +131,7 @@ macro_rules! tried {
 mod compare;
 mod directory;
 mod disk;
+mod plain;
 mod stamp;
 mod store;
 mod suspect;
@@ -228,6 +231,8 @@ pub struct Applied {
     pub tenants: BTreeSet<Uuid>,
     /// Numbers that changed. For a first copy: too many to name, then `everything` is set.
     pub numbers: BTreeSet<E164>,
+    /// Tenants that got, lost or changed a number.
+    pub owners: BTreeSet<Uuid>,
     /// More changed than is named.
     pub everything: bool,
     /// What is wrong now with numbers that are or were faulty.
@@ -424,10 +429,7 @@ impl Replica {
         let key = DataKey::generate().map_err(|_| ReplicaError::Seal)?;
         {
             let mut meta = tried!("preparing", txn.open_table(META))?;
-            tried!(
-                "preparing",
-                meta.insert("format", FORMAT.to_le_bytes().as_slice())
-            )?;
+            write_format(&mut meta)?;
             write_keys(&mut meta, &key, keyring)?;
         }
         for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
@@ -445,7 +447,7 @@ impl Replica {
         let found = format
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(u32::MAX, u32::from_le_bytes);
-        if found != FORMAT {
+        if !(OLDEST..=FORMAT).contains(&found) {
             return Err(ReplicaError::Format {
                 path: file.to_path_buf(),
                 found,
@@ -618,6 +620,10 @@ impl Replica {
                 }
             }
         }
+        {
+            let mut meta = tried!("setting a row aside", txn.open_table(META))?;
+            write_format(&mut meta)?;
+        }
         tried!("setting a row aside", txn.commit())
     }
 
@@ -689,6 +695,7 @@ impl Replica {
                 marker: &self.marker,
                 names_each: false,
                 terms,
+                last_new: None,
                 applied: Applied::default(),
                 group: None,
                 finished: BTreeSet::new(),
@@ -700,6 +707,9 @@ impl Replica {
                 tried!("counting", writer.tenants.len())?,
                 tried!("counting", writer.numbers.len())?,
             );
+            if before.1 == 0 {
+                writer.last_new = Some(String::new());
+            }
             while let Some(rows) = incoming.rows.blocking_recv() {
                 writer.chunk(rows)?;
             }
@@ -711,6 +721,7 @@ impl Replica {
             next.held = applied.held.is_some() || (next.held && !terms.settles_held);
             let mut meta = tried!("writing", txn.open_table(META))?;
             write_cursor(&mut meta, &next)?;
+            write_format(&mut meta)?;
             (applied, next)
         };
         self.marker.take(Hand::Applying, InHand::Nothing);
@@ -878,6 +889,17 @@ fn write_keys(
     tried!("writing the data key", meta.insert("keys", json.as_slice())).map(|_| ())
 }
 
+fn write_format(
+    meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
+) -> Result<(), ReplicaError> {
+    let format = FORMAT.to_le_bytes();
+    tried!(
+        "writing the format",
+        meta.insert("format", format.as_slice())
+    )
+    .map(|_| ())
+}
+
 fn write_cursor(
     meta: &mut redb::Table<'_, &'static str, &'static [u8]>,
     cursor: &Cursor,
@@ -901,7 +923,11 @@ fn number_value(
     e164: &str,
     record: &NumberRecord,
 ) -> Result<Vec<u8>, ReplicaError> {
-    let sealed = seal(key, &number_aad(tenant, e164), record)?;
+    let aad = number_aad(tenant, e164);
+    let sealed = match plain::write(e164, record) {
+        Some(bytes) => key.seal(&aad, &bytes).map_err(|_| ReplicaError::Seal)?,
+        None => seal(key, &aad, record)?,
+    };
     Ok([tenant.as_bytes().as_slice(), &sealed].concat())
 }
 
@@ -931,10 +957,14 @@ fn open_number(key: &DataKey, e164: &str, value: &[u8]) -> Result<FoundNumber, R
     };
     let (tenant, sealed) = value.split_at_checked(16).ok_or_else(wrong)?;
     let tenant = Uuid::from_slice(tenant).map_err(|_| wrong())?;
-    let json = key
+    let bytes = key
         .open(&number_aad(tenant, e164), sealed)
         .map_err(|_| wrong())?;
-    let record = serde_json::from_slice(&json).map_err(|_| wrong())?;
+    let record = if plain::is_plain(&bytes) {
+        plain::read(e164, &bytes).ok_or_else(wrong)?
+    } else {
+        serde_json::from_slice(&bytes).map_err(|_| wrong())?
+    };
     Ok(FoundNumber { tenant, record })
 }
 
@@ -1008,7 +1038,9 @@ fn is_damage(err: &io::Error) -> bool {
 mod tests {
     use super::*;
     use crate::change::Identity;
-    use crate::sample::{ACME, KEYRING, LIMITS, tenant_document, uuid};
+    use crate::sample::{
+        ACME, ACME_NUMBER, KEYRING, LIMITS, admit_number, number_document, tenant_document, uuid,
+    };
 
     #[test]
     fn a_convicted_row_is_set_aside_though_the_file_must_be_opened_for_writing_first() {
@@ -1046,6 +1078,45 @@ mod tests {
         let record = replica.view().unwrap().tenant(uuid(ACME)).unwrap().unwrap();
         assert!(admit::is_set_aside(&record.faults));
         assert_eq!(record.bundle.settings.unwrap().model, "first");
+    }
+
+    #[test]
+    fn a_file_of_the_format_before_is_read_and_raised_by_the_next_batch() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        apply(&replica, tenant_document(ACME).to_string());
+        let record = admit_number(&number_document(ACME_NUMBER));
+        let sealed = seal(&replica.key, &number_aad(uuid(ACME), ACME_NUMBER), &record).unwrap();
+        let value = [uuid(ACME).as_bytes().as_slice(), &sealed].concat();
+        let written = replica.store.write(|txn| {
+            let mut numbers = txn.open_table(NUMBERS).unwrap();
+            numbers
+                .insert(ACME_NUMBER.as_bytes(), value.as_slice())
+                .unwrap();
+            let mut meta = txn.open_table(META).unwrap();
+            meta.insert("format", 1_u32.to_le_bytes().as_slice())
+                .unwrap();
+            drop((numbers, meta));
+            txn.commit().unwrap();
+            Ok(())
+        });
+        written.unwrap();
+        drop(replica);
+        let (replica, opened) = Replica::open(&dir, &KEYRING).unwrap();
+        assert_eq!(opened, Opened::Kept);
+        let found = replica.view().unwrap().number(ACME_NUMBER).unwrap();
+        assert_eq!(found.unwrap().record, record);
+        assert_eq!(format(&replica), OLDEST);
+        apply(&replica, tenant_document(ACME).to_string());
+        assert_eq!(format(&replica), FORMAT);
+    }
+
+    fn format(replica: &Replica) -> u32 {
+        let txn = replica.store.read().unwrap();
+        let meta = txn.open_table(META).unwrap();
+        let format = meta.get("format").unwrap().unwrap();
+        u32::from_le_bytes(format.value().try_into().unwrap())
     }
 
     fn apply(replica: &Replica, document: String) {

@@ -17,8 +17,8 @@ use crate::admit;
 use crate::condition;
 use crate::hours::BusinessHours;
 use crate::profile::{
-    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, OpenedCredential,
-    Refusal, RowRevision, TenantProfile, WithheldCredential,
+    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, OpenedCredential, Refusal,
+    RowRevision, TenantProfile, WithheldCredential,
 };
 use crate::row::{
     Binding, Bundle, Credential, Fault, NumberRecord, Prompt, Reason, Settings, Table, TenantRecord,
@@ -126,7 +126,7 @@ pub fn tenant(
         credentials: opened,
         withheld,
         faults,
-        hash: hash(TENANT, &record.bundle)?,
+        hash: tenant_hash(record)?,
         bytes: 0,
     };
     profile.bytes = weigh(&profile, &record.bundle);
@@ -141,11 +141,28 @@ pub fn number(record: &NumberRecord) -> Result<NumberProfile, Refusal> {
     let row = record.row.as_ref().ok_or(Refusal::NoGoodRow)?;
     let zone = admit::zone(&row.timezone).ok_or(Refusal::NoGoodRow)?;
     Ok(NumberProfile {
-        hash: hash(ROW, row)?,
+        hash: number_hash(record)?,
         row: row.clone(),
         zone,
         faults: record.faults.clone(),
     })
+}
+
+/// [`TenantProfile::hash`] of what would be made of a record, with nothing opened for it.
+///
+/// # Errors
+/// [`Refusal::NoGoodRow`] when there is no good row of the tenant.
+pub fn tenant_hash(record: &TenantRecord) -> Result<[u8; 32], Refusal> {
+    record.bundle.tenant.as_ref().ok_or(Refusal::NoGoodRow)?;
+    hash(TENANT, &record.bundle)
+}
+
+/// [`NumberProfile::hash`] of what would be made of a record.
+///
+/// # Errors
+/// [`Refusal::NoGoodRow`] when there is no good row of the number.
+pub fn number_hash(record: &NumberRecord) -> Result<[u8; 32], Refusal> {
+    hash(ROW, record.row.as_ref().ok_or(Refusal::NoGoodRow)?)
 }
 
 /// Where a prompt stands in the stack: priority descending, then from general to special, then by age, then by id.

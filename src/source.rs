@@ -3,6 +3,7 @@
 //! One session per node. It pulls with one statement; what is larger is read in one repeatable-read transaction.
 //! Nothing here decides what a pull means: that is `change`.
 
+mod document;
 pub mod inspect;
 pub mod migrate;
 mod sql;
@@ -226,6 +227,12 @@ impl Doorbell {
         self.count.swap(0, Ordering::AcqRel)
     }
 
+    /// Whether it rang since [`Self::take_count`].
+    #[must_use]
+    pub fn rang(&self) -> bool {
+        self.count.load(Ordering::Acquire) > 0
+    }
+
     /// Forgets the highest transaction id: it never became visible.
     pub fn forget(&self, xid: u64) {
         let _ = self
@@ -377,6 +384,14 @@ impl Session {
             .batch_execute("listen sidetone")
             .await
             .map_err(|err| SourceError::of("LISTEN", &err))
+    }
+
+    /// Statements are planned once; after this, once more. A log that was empty then may be long by now.
+    ///
+    /// # Errors
+    /// [`SourceError`] as for every statement.
+    pub async fn plan_anew(&self) -> Result<(), SourceError> {
+        self.run("discard plans").await
     }
 
     /// Whether doorbells still reach this very session.
@@ -611,62 +626,105 @@ impl Session {
     /// # Errors
     /// [`SourceError::NobodyReads`] when the writer gave up, else as for every statement.
     pub async fn load(&self, what: &Load, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
-        const DOING: &str = "loading rows";
         self.loaded.store(0, Ordering::Release);
         let mut chunk = Chunk::default();
-        let whole = || vec![None];
         let named = |ids: &[Uuid]| {
             ids.chunks(NAMES_PER_QUERY)
-                .map(|part| Some(part.to_vec()))
+                .map(<[Uuid]>::to_vec)
                 .collect::<Vec<_>>()
         };
-        let (tenants, numbers_of) = match what {
-            Load::Everything => (whole(), whole()),
-            Load::Some {
-                tenants,
-                numbers_of,
-                ..
-            } => (named(tenants), named(numbers_of)),
-        };
-        for (query, lists, is_number) in [
-            (sql::TENANTS, tenants, false),
-            (sql::NUMBERS_OF, numbers_of, true),
-        ] {
-            if lists.is_empty() {
-                continue;
-            }
-            let statement = self.limit(self.client.prepare(query), DOING).await?;
-            for list in lists {
-                let rows = self
-                    .limit(
-                        self.client
-                            .query_raw(&statement, slice(&[&list, &self.held])),
-                        DOING,
-                    )
+        match what {
+            Load::Everything => {
+                self.tenants(sql::ALL_TENANTS, &[&[&self.held]], &mut chunk, to)
                     .await?;
-                self.stream(rows, is_number, &mut chunk, to).await?;
+            }
+            Load::Some { tenants, .. } => {
+                let lists = named(tenants);
+                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
+                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
+                self.tenants(sql::TENANTS, &lists, &mut chunk, to).await?;
             }
         }
-        if let Load::Some { numbers, .. } = what {
-            let statement = self.limit(self.client.prepare(sql::NUMBERS), DOING).await?;
-            for list in numbers.chunks(NAMES_PER_QUERY) {
-                let rows = self
-                    .limit(
-                        self.client
-                            .query_raw(&statement, slice(&[&list, &self.held])),
-                        DOING,
-                    )
+        match what {
+            Load::Everything => {
+                self.numbers(&sql::ALL_NUMBERS, &[&[&self.held]], &mut chunk, to)
                     .await?;
-                self.stream(rows, true, &mut chunk, to).await?;
+            }
+            Load::Some {
+                numbers_of,
+                numbers,
+                ..
+            } => {
+                let lists = named(numbers_of);
+                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
+                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
+                self.numbers(&sql::NUMBERS_OF, &lists, &mut chunk, to)
+                    .await?;
+                let lists: Vec<_> = numbers.chunks(NAMES_PER_QUERY).map(<[_]>::to_vec).collect();
+                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
+                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
+                self.numbers(&sql::NUMBERS, &lists, &mut chunk, to).await?;
             }
         }
         chunk.send(to, &self.loaded).await
     }
 
+    /// Asks once with each list of parameters.
+    async fn tenants(
+        &self,
+        query: &str,
+        lists: &[&[&(dyn ToSql + Sync)]],
+        chunk: &mut Chunk,
+        to: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<(), SourceError> {
+        const DOING: &str = "loading rows";
+        if lists.is_empty() {
+            return Ok(());
+        }
+        let statement = self.limit(self.client.prepare(query), DOING).await?;
+        for list in lists {
+            let rows = self
+                .limit(self.client.query_raw(&statement, slice(list)), DOING)
+                .await?;
+            self.stream(rows, Form::Tenants, chunk, to).await?;
+        }
+        Ok(())
+    }
+
+    /// As [`tenants`](Self::tenants), in the form that costs less.
+    async fn numbers(
+        &self,
+        query: &sql::Numbers,
+        lists: &[&[&(dyn ToSql + Sync)]],
+        chunk: &mut Chunk,
+        to: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<(), SourceError> {
+        const DOING: &str = "loading rows";
+        if lists.is_empty() {
+            return Ok(());
+        }
+        let columns = self
+            .limit(self.client.prepare(query.columns), DOING)
+            .await?;
+        let (statement, form) = if document::is_of_the_model(&columns) {
+            (columns, Form::Columns)
+        } else {
+            let documents = self.client.prepare(query.documents);
+            (self.limit(documents, DOING).await?, Form::Documents)
+        };
+        for list in lists {
+            let rows = self
+                .limit(self.client.query_raw(&statement, slice(list)), DOING)
+                .await?;
+            self.stream(rows, form, chunk, to).await?;
+        }
+        Ok(())
+    }
+
     async fn stream(
         &self,
         rows: tokio_postgres::RowStream,
-        is_number: bool,
+        form: Form,
         chunk: &mut Chunk,
         to: &mpsc::Sender<Vec<Row>>,
     ) -> Result<(), SourceError> {
@@ -675,17 +733,21 @@ impl Session {
         while let Some(row) = self.limit(rows.try_next(), DOING).await? {
             let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
             let id: Uuid = row.try_get(0).map_err(read)?;
-            let row = if is_number {
-                Row::Number {
+            let row = match form {
+                Form::Columns => Row::Number {
+                    tenant: id,
+                    e164: row.try_get(1).map_err(read)?,
+                    document: document::of_number(&row).map_err(read)?,
+                },
+                Form::Documents => Row::Number {
                     tenant: id,
                     e164: row.try_get(1).map_err(read)?,
                     document: row.try_get(2).map_err(read)?,
-                }
-            } else {
-                Row::Tenant {
+                },
+                Form::Tenants => Row::Tenant {
                     id,
                     document: row.try_get(1).map_err(read)?,
-                }
+                },
             };
             if chunk.push(row) {
                 chunk.send(to, &self.loaded).await?;
@@ -798,6 +860,24 @@ pub enum Load {
         /// Single numbers.
         numbers: Vec<String>,
     },
+}
+
+/// What the columns of an answer are.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    /// Id and document of tenants.
+    Tenants,
+    /// Tenant, number and document of numbers.
+    Documents,
+    /// The columns that a number's document is made of.
+    Columns,
+}
+
+fn params<'a>(
+    list: &'a (dyn ToSql + Sync),
+    held: &'a Option<Vec<String>>,
+) -> [&'a (dyn ToSql + Sync); 2] {
+    [list, held]
 }
 
 /// Rows on their way to the writer.

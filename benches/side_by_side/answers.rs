@@ -6,9 +6,9 @@ use std::sync::Arc;
 use crate::Bench;
 use crate::cluster::{self, Cluster, Options, scratch};
 use crate::load::{self, At, Framing, Question, Target};
-use crate::peers::Peer;
-use crate::report::Section;
-use crate::world::World;
+use crate::peers::{Join, Peer};
+use crate::report::{Section, Series};
+use crate::world::{PROMPTS, World};
 
 /// A request with the same head as a question's.
 fn get(path: &str, proof: &str) -> Vec<Question> {
@@ -35,9 +35,17 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let dir = scratch("peers");
     let tcp_port = cluster::free_port();
     let mut section = Section::new(
-        "Answers",
-        "One of 100 000 numbers at random; peers answer with the same number of bytes.",
+        "One of 100 000 numbers at random over a Unix socket; what Redis and nginx hold has as many bytes as sidetone's \
+         answer. The echo reads a request of the same length and writes an answer of the same length without a look at \
+         either: the limit. Postgres answers `/v1/resolve`'s question by one prepared join, its answer as JSON.",
     );
+    let postmaster = std::fs::read_to_string(cluster.data().join("postmaster.pid"));
+    let postmaster: u32 = postmaster
+        .expect("the server runs")
+        .lines()
+        .next()
+        .and_then(|line| line.parse().ok())
+        .expect("the server's process id");
     for route in ["/v1/resolve", "/v1/lookup"] {
         let body = body(route);
         let dir = dir.join(&route[4..]);
@@ -47,6 +55,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             at,
             framing,
             questions: Arc::new(questions),
+            hello: Vec::new(),
             fresh: false,
             server: Some(pid),
         };
@@ -73,7 +82,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             bytes: question.bytes.clone(),
             proof: b"x".to_vec(),
         });
-        let kept = [
+        let mut kept = vec![
             (
                 "echo",
                 target(
@@ -131,9 +140,41 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             Framing::Http,
             ours.clone(),
         ));
+        if route == "/v1/resolve" {
+            let socket = format!(".s.PGSQL.{}", cluster.port());
+            let asks = (0..world.numbers).map(|number| Join::question(&World::e164(number)));
+            let join = Target {
+                hello: Join::prepared("sidetone", db.name()).hello,
+                ..target(
+                    postmaster,
+                    unix(&cluster.socket_dir().join(socket)),
+                    Framing::Postgres,
+                    asks.collect(),
+                )
+            };
+            let row = bench.runtime.block_on(db.query_one(Join::SQL, &[&proof]));
+            let joined: String = row.get(0);
+            let prompts = |answer: &str| {
+                let answer: serde_json::Value = serde_json::from_str(answer).expect("JSON");
+                answer["prompt"]["layers"].as_array().map(Vec::len)
+            };
+            assert_eq!(prompts(&joined), prompts(&body), "{joined}");
+            section.tell(&format!(
+                "For `/v1/resolve`, sidetone's answer has {} bytes and that of Postgres {}, both with {PROMPTS} prompts.",
+                body.len(),
+                joined.len()
+            ));
+            kept.push(("Postgres join", join));
+        }
         for callers in [8, 64] {
+            if callers > 8 {
+                kept.retain(|(name, _)| *name != "Postgres join");
+            }
             let load = format!("{route}, {} bytes, {callers} kept connections", body.len());
             bench.alternate(&mut section, &load, callers, &kept);
+            if callers == 8 {
+                section.percentiles(&format!("answers-{}", &route[4..]), &load);
+            }
             let of = |name| section.series(&load, name);
             let (us, nginx, redis, echo) = (
                 of("sidetone"),
@@ -192,5 +233,12 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             );
         }
     }
+    section.bars(
+        "answers-throughput",
+        "Throughput",
+        "answers/s",
+        Series::per_second,
+    );
+    section.bars("answers-p99", "99th percentile", "µs", Series::p99);
     section
 }

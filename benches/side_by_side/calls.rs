@@ -1,11 +1,19 @@
 //! What the call's context costs: fifty prompts and a hundred bindings against an answer of the same size without any.
 
+use std::hint::black_box;
+use std::time::Instant;
+
+use sidetone::select::select;
+
 use crate::cluster::{Cluster, Options};
 use crate::load::Question;
-use crate::report::Section;
+use crate::report::{Section, Series, median};
 use crate::world::World;
-use crate::{Bench, ours};
+use crate::{Bench, ours, rows};
 
+/// How often `select` is timed, and how many times at once.
+const BATCHES: usize = 1_000;
+const BATCH: u32 = 100;
 /// Numbers that are asked.
 const NUMBERS: u32 = 1_000;
 
@@ -22,11 +30,11 @@ pub(crate) fn measure(bench: &Bench) -> Section {
            select id, 'gpt-4o-mini', '{{\"mon\":[\"09:00-18:00\"]}}' from tenants;
          insert into prompts (id, tenant_id, name, scope, active, priority)
            select ('00000001-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000001-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000001-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event_type', true, p
              from generate_series(1, 50) p
            union all
            select ('00000002-0000-4000-8000-' || lpad(p::text, 12, '0'))::uuid,
-                  '00000002-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event', true, p
+                  '00000002-0000-4000-8000-000000000001'::uuid, 'Instrucciones ' || lpad(p::text, 3, '0'), 'event_type', true, p
              from generate_series(1, 10) p;
          insert into prompt_versions (prompt_id, version, content)
            select id, 1, 'Actúa como agente en español neutro y verifica la identidad de quien llama.' from prompts;
@@ -59,7 +67,6 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             .collect()
     };
     let mut section = Section::new(
-        "Calls with context",
         "A call against 50 prompts with 100 bindings, of which ten prompts apply, beside a call against just those ten.",
     );
     let load = "/v1/resolve, 8 kept connections";
@@ -78,8 +85,37 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             ),
         ],
     );
+    section.bars(
+        "calls-throughput",
+        "Calls with context",
+        "answers/s",
+        Series::per_second,
+    );
     let rate = |name| section.series(load, name).per_second();
     let ratio = rate("50 prompts, 100 bindings") / rate("10 prompts, 10 bindings");
     section.at_least("throughput, with 100 bindings / with 10", ratio, 0.8);
+    section.at_most(
+        "µs to select among 50 prompts with 100 bindings",
+        selecting(),
+        5.0,
+    );
     section
+}
+
+/// Microseconds that `select` takes for the call whose instructions and allocations are counted: the median of many short
+/// batches, so that what else runs on the machine enters few of them.
+fn selecting() -> f64 {
+    let (profile, call) = (rows::profile(50), rows::call());
+    let batches: Vec<f64> = (0..BATCHES)
+        .map(|_| {
+            let began = Instant::now();
+            for _ in 0..BATCH {
+                let (profile, call) = (black_box(&profile), black_box(&call));
+                let selected = select(profile, call, rows::at(), rows::STACK_BYTES);
+                assert!(black_box(selected).is_ok_and(|chosen| chosen.prompts.len() == 40));
+            }
+            began.elapsed().as_secs_f64() * 1e6 / f64::from(BATCH)
+        })
+        .collect();
+    median(&batches)
 }

@@ -4,11 +4,19 @@ use std::time::{Duration, Instant};
 
 use tokio_postgres::{AsyncMessage, NoTls};
 
-use crate::Bench;
 use crate::cluster::{Cluster, Options};
 use crate::load::{At, Caller, Framing, Measured, Question, Target, histogram};
-use crate::report::{Section, Series};
+use crate::node::Node;
+use crate::proxy::{Proxy, Weather};
+use crate::report::{Section, Series, median};
 use crate::world::World;
+use crate::{Bench, SETTINGS};
+
+/// Between two questions: asked without a pause, questioner and node would take the cores of a small machine from Postgres and
+/// from the feed that are waited for. It is counted as the node's.
+const PAUSE: Duration = Duration::from_micros(50);
+/// Between node and Postgres, each way.
+const DELAY: Duration = Duration::from_millis(50);
 
 pub(crate) fn measure(bench: &Bench) -> Section {
     let cluster = Cluster::own(Options::default());
@@ -50,13 +58,13 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         });
     }
     let mut section = Section::new(
-        "Commit to answer",
-        "From the return of COMMIT to the first answer that has the change, asked without a pause, beside a bare client that \
+        "From the return of COMMIT to the first answer that has the change, asked for 50 µs after every other one, beside a bare client that \
          is notified and runs one query by key.",
     );
     let (p50, p99) = (ours.p50() / bare.p50(), ours.p99() / bare.p99());
+    let load = "one change at a time";
     section.keep(
-        "one change at a time",
+        load,
         vec![
             ("sidetone".to_owned(), ours),
             ("NOTIFY and one query".to_owned(), bare),
@@ -64,7 +72,54 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     );
     section.at_most("p50, sidetone / bare", p50, 1.5);
     section.at_most("p99, sidetone / bare", p99, 2.5);
+    section.percentiles("fresh-latency", load);
+    let pulls = |what: &str| {
+        let name = format!(r#"sidetone_pull_duration_seconds_{what}{{cause="doorbell"}}"#);
+        bench.runtime.block_on(node.metric(&name))
+    };
+    section.tell(&format!(
+        "By the node's own count a pull takes {:.2} ms on average, from being sent to being applied.",
+        pulls("sum") / pulls("count") * 1e3
+    ));
+
+    let trips = far(bench);
+    section.tell(&format!(
+        "With {} ms of delay each way between node and Postgres, and none between writer and Postgres, a change is answered \
+         with after {trips:.2} round trips: one way for the notification, there and back for the rows.",
+        DELAY.as_millis()
+    ));
+    section.at_most(
+        "round trips from COMMIT to answer, far from Postgres",
+        trips,
+        1.6,
+    );
     section
+}
+
+/// Round trips between a node and a far Postgres from COMMIT to answer.
+fn far(bench: &Bench) -> f64 {
+    let cluster = Cluster::own(Options::default().tcp());
+    let db = bench.runtime.block_on(cluster.database());
+    bench.runtime.block_on(World::SMALL.fill(&db));
+    let proxy = bench.runtime.block_on(Proxy::before(cluster.port()));
+    let mut node = Node::prepare(&proxy.url(db.name()), SETTINGS);
+    node.start();
+    bench.synced(&node);
+    proxy.set(Weather::Delay(DELAY));
+    let e164 = World::e164(7);
+    let each: Vec<f64> = (0..bench.alternations * 5)
+        .map(|change| {
+            // Each change by itself: what the node does for the one before is over.
+            std::thread::sleep(DELAY * 6);
+            let label = format!("far{change}");
+            bench.runtime.block_on(db.sql(&format!(
+                "update tenant_phone_numbers set label = '{label}' where e164 = '{e164}'"
+            )));
+            let took = answered(&node.unix(), &e164, &label, Instant::now());
+            took as f64 / (2.0 * DELAY.as_nanos() as f64)
+        })
+        .collect();
+    median(&each)
 }
 
 fn nanos(since: Instant) -> u64 {
@@ -85,6 +140,7 @@ fn answered(socket: &std::path::Path, e164: &str, label: &str, committed: Instan
         at: At::Unix(socket.to_owned()),
         framing: Framing::Http,
         questions: std::sync::Arc::new(Vec::new()),
+        hello: Vec::new(),
         fresh: false,
         server: None,
     };
@@ -93,6 +149,7 @@ fn answered(socket: &std::path::Path, e164: &str, label: &str, committed: Instan
         if caller.ask(&question).is_ok() {
             return nanos(committed);
         }
+        std::thread::sleep(PAUSE);
         assert!(
             committed.elapsed() < Duration::from_secs(20),
             "the change never comes"

@@ -4,20 +4,16 @@ use std::time::Instant;
 
 use crate::cluster::{Cluster, Options};
 use crate::load;
+use crate::plot;
 use crate::report::{Section, Series, median};
 use crate::world::World;
 use crate::{Bench, ours};
 
 pub(crate) fn measure(bench: &Bench) -> Section {
     let mut section = Section::new(
-        "Growth",
         "The same load on nodes with more numbers, and a tenant's change with more numbers in the tenant.",
     );
-    let large = if bench.quick {
-        World::USUAL
-    } else {
-        World::LARGE
-    };
+    let large = bench.large();
     let cluster = Cluster::own(Options::default());
     let mut nodes = Vec::new();
     for world in [World::SMALL, large] {
@@ -32,7 +28,10 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         .map(|(world, node, _)| ours(node, world.questions("/v1/lookup")))
         .collect();
     for (world, ..) in &nodes {
-        all.push((format!("{} numbers", world.numbers), Series::default()));
+        all.push((
+            format!("{} numbers", plot::readable(f64::from(world.numbers))),
+            Series::default(),
+        ));
     }
     for _ in 0..bench.alternations {
         for (target, (_, series)) in targets.iter().zip(&mut all) {
@@ -42,7 +41,8 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     if let [(_, few), (name, many)] = &all[..] {
         let (p50, name) = (many.p50() / few.p50(), name.clone());
         section.keep(load, all);
-        section.at_most(format!("p50 with {name} / with 1000"), p50, 1.2);
+        section.at_most(format!("p50 with {name} / with 1 000"), p50, 1.2);
+        section.percentiles("growth-latency", load);
     }
 
     // One tenant with a hundred thousand numbers, one with a single one.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
+use postgres_protocol::message::backend::{self, Header};
 
 /// Longest answer that is read, and longest latency that is told apart.
 const MOST_BYTES: usize = 4 << 20;
@@ -36,6 +37,8 @@ pub(crate) enum Framing {
     Redis,
     /// As many bytes as agreed.
     Fixed(usize),
+    /// Messages of Postgres up to the one that says that it is ready for more.
+    Postgres,
 }
 
 /// What is sent, and what has to stand in the answer.
@@ -51,6 +54,8 @@ pub(crate) struct Target {
     pub(crate) at: At,
     pub(crate) framing: Framing,
     pub(crate) questions: Arc<Vec<Question>>,
+    /// What is sent on a new connection before the first question, each piece answered as a question is.
+    pub(crate) hello: Vec<Vec<u8>>,
     /// A connection for each question.
     pub(crate) fresh: bool,
     /// Whose time on a core is told.
@@ -128,9 +133,29 @@ impl<'a> Caller<'a> {
     pub(crate) fn ask(&mut self, question: &Question) -> io::Result<()> {
         let mut stream = match self.stream.take() {
             Some(stream) => stream,
-            None => Stream::connect(&self.target.at)?,
+            None => {
+                let mut stream = Stream::connect(&self.target.at)?;
+                for piece in &self.target.hello {
+                    self.exchange(&mut stream, piece)?;
+                }
+                stream
+            }
         };
-        stream.write_all(&question.bytes)?;
+        let answer = self.exchange(&mut stream, &question.bytes)?;
+        let answer = &self.buffer[..answer];
+        if memchr::memmem::find(answer, &question.proof).is_none() {
+            let text = String::from_utf8_lossy(&answer[..answer.len().min(400)]).into_owned();
+            return Err(io::Error::other(format!("a wrong answer: {text}")));
+        }
+        if !self.target.fresh {
+            self.stream = Some(stream);
+        }
+        Ok(())
+    }
+
+    /// Sends, and reads what comes back: so many bytes of the buffer, and nothing behind them.
+    fn exchange(&mut self, stream: &mut Stream, bytes: &[u8]) -> io::Result<usize> {
+        stream.write_all(bytes)?;
         let mut length = 0;
         let whole = loop {
             if length == self.buffer.len() {
@@ -149,15 +174,10 @@ impl<'a> Caller<'a> {
                 break whole;
             }
         };
-        let answer = &self.buffer[..whole];
-        if whole != length || memchr::memmem::find(answer, &question.proof).is_none() {
-            let text = String::from_utf8_lossy(&answer[..whole.min(400)]).into_owned();
-            return Err(io::Error::other(format!("a wrong answer: {text}")));
+        if whole != length {
+            return Err(io::Error::other("more than one answer"));
         }
-        if !self.target.fresh {
-            self.stream = Some(stream);
-        }
-        Ok(())
+        Ok(whole)
     }
 }
 
@@ -185,6 +205,20 @@ fn ends_at(framing: Framing, bytes: &[u8]) -> io::Result<Option<usize>> {
             }
             let length = length.ok_or_else(|| wrong("no Content-Length"))?;
             Ok(Some(head + 4 + length))
+        }
+        Framing::Postgres => {
+            let mut at = 0;
+            while let Some(header) = Header::parse(&bytes[at..])? {
+                let length = usize::try_from(header.len()).unwrap_or(MOST_BYTES);
+                at += 1 + length;
+                match header.tag() {
+                    backend::ERROR_RESPONSE_TAG => return Err(wrong("an error")),
+                    backend::READY_FOR_QUERY_TAG => return Ok(Some(at)),
+                    _ if at >= bytes.len() => return Ok(None),
+                    _ => {}
+                }
+            }
+            Ok(None)
         }
         Framing::Redis => {
             let Some(line) = memchr::memmem::find(bytes, b"\r\n") else {
@@ -217,6 +251,17 @@ impl Random {
 
 pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_max(MOST_NANOS, 3).expect("bounds that hdrhistogram allows")
+}
+
+/// Connections that this process and those it starts may have.
+pub(crate) fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let most = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, most).expect("as many descriptors as the hard limit allows");
 }
 
 /// Asks every question once.

@@ -22,14 +22,23 @@ mod copy;
 mod fresh;
 mod growth;
 mod load;
+mod nodes;
 #[path = "../../tests/it/node.rs"]
 mod node;
 mod peers;
+mod plot;
+#[path = "../../tests/it/proxy.rs"]
+#[allow(dead_code, reason = "a proxy for tests can do more than delay")]
+mod proxy;
 mod report;
 mod rest;
+#[path = "../instructions/rows.rs"]
+mod rows;
+mod watchers;
 mod world;
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +47,7 @@ use load::{At, Framing, Question, Target};
 use node::Node;
 use report::{Section, Series};
 use tokio::runtime::Runtime;
+use world::World;
 
 /// Settings of the measured node: what limits callers is off, so that the server is measured and not its limits.
 const SETTINGS: &str = r#"
@@ -57,20 +67,75 @@ struct Bench {
     lasts: Duration,
 }
 
-type Part = fn(&Bench) -> Section;
+/// A part of the benchmark.
+struct Part {
+    /// What `ONLY` takes.
+    name: &'static str,
+    title: &'static str,
+    measure: fn(&Bench) -> Section,
+    /// What was found out about these figures: it outlives their being measured anew.
+    notes: &'static str,
+}
 
-/// The parts by the name that `ONLY` takes.
-const PARTS: &[(&str, Part)] = &[
-    ("answers", answers::measure),
-    ("calls", calls::measure),
-    ("calm", calm::measure),
-    ("fresh", fresh::measure),
-    ("copy", copy::measure),
-    ("growth", growth::measure),
-    ("rest", rest::measure),
+/// In the order of the report.
+const PARTS: &[Part] = &[
+    Part {
+        name: "answers",
+        title: "Answers",
+        measure: answers::measure,
+        notes: include_str!("notes/answers.md"),
+    },
+    Part {
+        name: "calls",
+        title: "Calls with context",
+        measure: calls::measure,
+        notes: include_str!("notes/calls.md"),
+    },
+    Part {
+        name: "calm",
+        title: "Calm",
+        measure: calm::measure,
+        notes: include_str!("notes/calm.md"),
+    },
+    Part {
+        name: "watchers",
+        title: "Calm with watchers",
+        measure: watchers::measure,
+        notes: include_str!("notes/watchers.md"),
+    },
+    Part {
+        name: "fresh",
+        title: "Commit to answer",
+        measure: fresh::measure,
+        notes: include_str!("notes/fresh.md"),
+    },
+    Part {
+        name: "copy",
+        title: "First copy, start and memory",
+        measure: copy::measure,
+        notes: include_str!("notes/copy.md"),
+    },
+    Part {
+        name: "growth",
+        title: "Growth",
+        measure: growth::measure,
+        notes: include_str!("notes/growth.md"),
+    },
+    Part {
+        name: "nodes",
+        title: "Many nodes",
+        measure: nodes::measure,
+        notes: include_str!("notes/nodes.md"),
+    },
+    Part {
+        name: "rest",
+        title: "At rest",
+        measure: rest::measure,
+        notes: include_str!("notes/rest.md"),
+    },
 ];
 
-fn main() {
+fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().collect();
     if let [_, echo, socket, request, answer] = &args[..]
         && echo == "--echo"
@@ -78,8 +143,17 @@ fn main() {
         let number = |text: &str| text.parse().expect("a number of bytes");
         peers::be_echo(Path::new(socket), number(request), number(answer));
     }
+    load::allow_descriptors();
     let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty());
     let only = std::env::var("ONLY").unwrap_or_default();
+    let only: Vec<&str> = only.split(',').filter(|name| !name.is_empty()).collect();
+    for name in &only {
+        if !PARTS.iter().any(|part| part.name == *name) {
+            let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+            eprintln!("ONLY={name}: no such part; there are {}", names.join(","));
+            return ExitCode::from(2);
+        }
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
@@ -88,20 +162,57 @@ fn main() {
         runtime: runtime.expect("a runtime"),
         quick,
         alternations: if quick { 5 } else { 9 },
-        lasts: Duration::from_millis(if quick { 500 } else { 2000 }),
+        lasts: Duration::from_millis(if quick { 250 } else { 1500 }),
     };
     let _entered = bench.runtime.enter();
-    let mut report = report::head(quick);
-    for (name, part) in PARTS {
-        if only.is_empty() || only.split(',').any(|one| one == *name) {
-            let section = part(&bench);
-            println!("{}", section.markdown());
-            report += &section.markdown();
+    // What was measured in a hurry does not take the place of what was measured at length.
+    let dir = if quick {
+        env!("CARGO_TARGET_TMPDIR")
+    } else {
+        "docs"
+    };
+    let (file, plots) = (
+        Path::new(dir).join("benchmarks.md"),
+        Path::new(dir).join("benchmarks"),
+    );
+    let place = report::Place {
+        file: &file,
+        plots: &plots,
+    };
+    let titles: Vec<&str> = PARTS.iter().map(|part| part.title).collect();
+    let mut failed = Vec::new();
+    let all = Instant::now();
+    for part in PARTS {
+        if !only.is_empty() && !only.contains(&part.name) {
+            continue;
+        }
+        eprintln!("== {}", part.name);
+        let began = Instant::now();
+        let work = || {
+            let section = (part.measure)(&bench);
+            let took = began.elapsed();
+            report::write(place, &titles, (part.title, part.notes), &section, took);
+        };
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        let took = report::minutes(began.elapsed());
+        eprintln!(
+            "== {} {} after {took}",
+            part.name,
+            if ended.is_ok() { "done" } else { "FAILED" }
+        );
+        if ended.is_err() {
+            failed.push(part.name);
         }
     }
-    if only.is_empty() && !quick {
-        std::fs::write("docs/benchmarks.md", report).expect("docs/benchmarks.md can be written");
+    println!("{} in {}", file.display(), report::minutes(all.elapsed()));
+    if failed.is_empty() {
+        return ExitCode::SUCCESS;
     }
+    println!(
+        "failed, and left in the report as they were before: {}",
+        failed.join(", ")
+    );
+    ExitCode::FAILURE
 }
 
 impl Bench {
@@ -130,6 +241,24 @@ impl Bench {
             }
         }
         section.keep(load, all);
+    }
+
+    /// Where a hundred thousand numbers are usual: in a hurry fewer.
+    fn usual(&self) -> World {
+        if self.quick {
+            World::QUICK
+        } else {
+            World::USUAL
+        }
+    }
+
+    /// Where a million numbers are asked for: in a hurry a hundred thousand.
+    fn large(&self) -> World {
+        if self.quick {
+            World::USUAL
+        } else {
+            World::LARGE
+        }
     }
 
     /// Waits as long as a million rows may need.
@@ -167,6 +296,7 @@ fn ours(node: &Node, questions: Vec<Question>) -> Target {
         at: At::Unix(node.unix()),
         framing: Framing::Http,
         questions: Arc::new(questions),
+        hello: Vec::new(),
         fresh: false,
         server: Some(node.pid()),
     }

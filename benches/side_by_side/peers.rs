@@ -8,7 +8,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
+use postgres_protocol::IsNull;
+use postgres_protocol::message::frontend;
 use rustix::process::{Pid, Signal};
+
+use crate::load::Question;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -161,6 +166,76 @@ impl Peer {
         }
         taken(&mut batch, &mut count);
         peer
+    }
+}
+
+/// How Postgres is asked for the whole configuration of a number, in one query prepared once on each connection.
+pub(crate) struct Join {
+    pub(crate) hello: Vec<Vec<u8>>,
+}
+
+impl Join {
+    /// The members and the order are those of `/v1/resolve`; what the node works out from them for one call (local time,
+    /// opening hours, which bindings match, revision, staleness) is left out, so it does less than a node does.
+    pub(crate) const SQL: &str = "
+        select json_build_object(
+            'status', 'ok', 'number', n.e164, 'label', coalesce(n.label, ''),
+            'tenant', json_build_object('id', t.id, 'slug', t.slug, 'name', t.name),
+            'language', n.default_language, 'voice', coalesce(n.default_voice, ''), 'timezone', n.timezone,
+            'business_hours', s.business_hours, 'model', s.model,
+            'transcription_provider', coalesce(s.transcription_provider, ''), 'recording_enabled', s.recording_enabled,
+            'prompt', (
+                select json_build_object(
+                    'ids', json_agg(p.id order by p.priority, p.id),
+                    'system', string_agg(v.content, e'\\n\\n' order by p.priority, p.id),
+                    'layers', json_agg(json_build_object('id', p.id, 'version', v.version, 'name', p.name, 'scope', p.scope,
+                        'priority', p.priority, 'content', v.content, 'bindings', b.bindings) order by p.priority, p.id))
+                  from public.prompts p
+                  join lateral (
+                    select version, content from public.prompt_versions
+                     where prompt_id = p.id order by version desc limit 1) v on true
+                  left join lateral (
+                    select json_agg(json_build_object('account_ref', account_ref, 'event_type', event_type,
+                                                      'phone_number_id', phone_number_id, 'conditions', conditions_json)) as bindings
+                      from public.prompt_bindings where prompt_id = p.id) b on true
+                 where p.tenant_id = t.id and p.active))::text
+          from public.tenant_phone_numbers n
+          join public.tenants t on t.id = n.tenant_id
+          left join public.tenant_settings s on s.tenant_id = t.id
+         where n.e164 = $1";
+
+    pub(crate) fn prepared(user: &str, database: &str) -> Self {
+        let mut startup = BytesMut::new();
+        let who = [("user", user), ("database", database)];
+        frontend::startup_message(who, &mut startup).expect("a short message");
+        let mut plan = BytesMut::new();
+        // One plan for every number, after the first executions as before them.
+        frontend::query("set plan_cache_mode = force_generic_plan", &mut plan)
+            .expect("a short message");
+        let mut prepare = BytesMut::new();
+        frontend::parse("join", Self::SQL, [], &mut prepare).expect("a short message");
+        frontend::sync(&mut prepare);
+        Self {
+            hello: [startup, plan, prepare].map(|bytes| bytes.to_vec()).into(),
+        }
+    }
+
+    pub(crate) fn question(e164: &str) -> Question {
+        let mut bytes = BytesMut::new();
+        let value = |value: &str, into: &mut BytesMut| {
+            into.extend_from_slice(value.as_bytes());
+            Ok(IsNull::No)
+        };
+        assert!(
+            frontend::bind("", "join", [0], [e164], value, [0], &mut bytes).is_ok(),
+            "a short message"
+        );
+        frontend::execute("", 0, &mut bytes).expect("a short message");
+        frontend::sync(&mut bytes);
+        Question {
+            bytes: bytes.to_vec(),
+            proof: e164.as_bytes().to_vec(),
+        }
     }
 }
 

@@ -347,7 +347,7 @@ fn units(config: &Config, findings: &mut Findings) {
 
 /// The daemon raises its limit itself, as far as it may.
 fn descriptors(config: &Config, findings: &mut Findings) {
-    if let Some((left, needed)) = crate::http::lacks_descriptors(config.http.max_connections) {
+    if let Some((left, needed)) = crate::http::lacks_descriptors(&config.http) {
         findings.warning(
             "http.max_connections",
             format!("the limit of descriptors leaves {left} connections, if the daemon has the one of this shell"),

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::Body;
+use hyper::body::{Body, Incoming};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use tokio::net::UnixStream;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{CliError, Exit, SettingsArgs};
 
@@ -216,30 +217,12 @@ impl Client {
         target: &str,
         body: Bytes,
     ) -> Result<Reply, ClientError> {
-        let stream = UnixStream::connect(&self.path)
-            .await
-            .map_err(|err| match err.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::Denied {
-                    path: self.path.clone(),
-                },
-                _ => ClientError::Unreachable {
-                    path: self.path.clone(),
-                    said: system(&err),
-                },
-            })?;
+        let stream = self.connect().await?;
         let broken = |err: hyper::Error| self.broken(crate::cause::chain(&err));
         let (mut send, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(broken)?;
-        let mut request = Request::builder()
-            .method(method.clone())
-            .uri(target)
-            .header(header::HOST, "localhost")
-            .header(
-                header::USER_AGENT,
-                concat!("sidetone/", env!("CARGO_PKG_VERSION")),
-            )
-            .header(header::CONNECTION, "close");
+        let mut request = request(method.clone(), target);
         if method == Method::POST {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -273,10 +256,118 @@ impl Client {
         reply
     }
 
+    async fn connect(&self) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(&self.path)
+            .await
+            .map_err(|err| match err.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied {
+                    path: self.path.clone(),
+                },
+                _ => ClientError::Unreachable {
+                    path: self.path.clone(),
+                    said: system(&err),
+                },
+            })
+    }
+
+    /// Opens a stream of events, going on after the one with this id. `limit` is for its head alone.
+    ///
+    /// # Errors
+    /// [`ClientError`]; an answer that is no stream is a [`Followed::Answer`].
+    pub async fn follow(
+        &self,
+        target: &str,
+        after: Option<&str>,
+        limit: Duration,
+    ) -> Result<Followed, ClientError> {
+        let broken = |err: hyper::Error| self.broken(crate::cause::chain(&err));
+        let open = async {
+            let stream = TokioIo::new(self.connect().await?);
+            let (mut send, connection) = hyper::client::conn::http1::handshake(stream)
+                .await
+                .map_err(broken)?;
+            let connection = AbortOnDropHandle::new(tokio::spawn(async {
+                // What went wrong is told by the body too.
+                let _ = connection.await;
+            }));
+            let mut request =
+                request(Method::GET, target).header(header::ACCEPT, "text/event-stream");
+            if let Some(after) = after {
+                request = request.header("last-event-id", after);
+            }
+            let request = request
+                .body(Full::new(Bytes::new()))
+                .map_err(|err| self.broken(err.to_string()))?;
+            let (head, body) = send
+                .send_request(request)
+                .await
+                .map_err(broken)?
+                .into_parts();
+            if head.status == StatusCode::OK {
+                return Ok(Followed::Stream(Stream { body, connection }));
+            }
+            let body = Limited::new(body, MOST_BYTES)
+                .collect()
+                .await
+                .map_err(|err| self.broken(crate::cause::chain(err.as_ref())))?;
+            Ok(Followed::Answer(Reply {
+                code: head.status,
+                body: body.to_bytes(),
+            }))
+        };
+        tokio::time::timeout(limit, open).await.unwrap_or_else(|_| {
+            Err(ClientError::Timeout {
+                path: self.path.clone(),
+                after: limit,
+            })
+        })
+    }
+
     fn broken(&self, what: String) -> ClientError {
         ClientError::Broken {
             path: self.path.clone(),
             what,
+        }
+    }
+}
+
+fn request(method: Method, target: &str) -> hyper::http::request::Builder {
+    Request::builder()
+        .method(method)
+        .uri(target)
+        .header(header::HOST, "localhost")
+        .header(
+            header::USER_AGENT,
+            concat!("sidetone/", env!("CARGO_PKG_VERSION")),
+        )
+        .header(header::CONNECTION, "close")
+}
+
+/// What came of opening a stream.
+#[derive(Debug)]
+pub enum Followed {
+    /// It goes on.
+    Stream(Stream),
+    /// It was not opened, and this is why.
+    Answer(Reply),
+}
+
+/// An answer that goes on.
+#[derive(Debug)]
+pub struct Stream {
+    body: Incoming,
+    #[expect(dead_code, reason = "ends the connection when dropped")]
+    connection: AbortOnDropHandle<()>,
+}
+
+impl Stream {
+    /// What came next; nothing once the daemon has ended it or broke off.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            let frame = self.body.frame().await?.ok()?;
+            if let Ok(bytes) = frame.into_data() {
+                return Some(bytes);
+            }
         }
     }
 }

@@ -44,6 +44,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "`GET /v1/explain?to=…[&at=…]`",
         "why the answer is what it is; no secrets, no prompt content",
     ),
+    (
+        "call",
+        "`GET /v1/watch?to=…` or `?tenant=…`",
+        "server-sent events: `revision`, `heartbeat`, `upstream`, `end`; see [watch.md](watch.md)",
+    ),
     ("call", "`GET /healthz`", "the process lives"),
     (
         "call",

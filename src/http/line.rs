@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -27,12 +27,16 @@ use tokio::time::{Instant, Sleep};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
-use super::lane::{LINGER, Lane, Lanes};
+use super::Place;
+use super::lane::{LINGER, Lane, Lanes, Track};
 use super::swift::{self, Date};
 use super::wire::{self, Handler, Reply};
 
 /// An answer of which the caller takes nothing for this long is given up.
 const STALLED: Duration = Duration::from_secs(30);
+
+/// A stream of events of which the caller takes nothing for this long is given up: its caller can come back.
+const SLOW: Duration = Duration::from_secs(10);
 
 /// How long a caller that is still sending gets to read the last answer before the connection is cut.
 const LINGERS: Duration = Duration::from_secs(1);
@@ -53,8 +57,7 @@ const ANSWERS_AT_ONCE: usize = 64;
 #[derive(Debug)]
 pub(super) enum Stream {
     Unix(UnixStream),
-    /// On a lane: nothing but the wait for the next request may block.
-    Lane(std::os::unix::net::UnixStream),
+    Lane(Track),
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     /// Lost on its way between event loop and lane.
@@ -67,7 +70,7 @@ impl Stream {
         // Fails only where the peer is gone, which reading tells anyway.
         let _ = match self {
             Self::Unix(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
-            Self::Lane(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
+            Self::Lane(track) => rustix::net::shutdown(track.socket(), rustix::net::Shutdown::Read),
             Self::Lost => Ok(()),
             Self::Tcp(stream) => rustix::net::shutdown(stream, rustix::net::Shutdown::Read),
             Self::Tls(stream) => {
@@ -129,6 +132,10 @@ struct Read {
     on_lane: bool,
     /// The thread that is to go on with it.
     lane: Option<Lane>,
+    /// Its place among those who ask.
+    place: Option<Place>,
+    /// The answer goes on; counts those that are given up.
+    endless: Option<IntCounter>,
 }
 
 impl Progress {
@@ -145,7 +152,24 @@ impl Progress {
             brisk: false,
             on_lane: false,
             lane: None,
+            place: None,
+            endless: None,
         })))
+    }
+
+    /// Keeps the connection's place until it ends.
+    pub(super) fn keep(&self, place: Place) {
+        self.lock().place = Some(place);
+    }
+
+    /// The answer is begun and goes on: the place is for others who ask. Never known to be the last.
+    pub(super) fn goes_on(&self, cut_off: IntCounter) -> bool {
+        let mut bytes = self.lock();
+        bytes.endless = Some(cut_off);
+        let place = bytes.place.take();
+        drop(bytes);
+        drop(place);
+        false
     }
 
     /// The lane that the connection has to go on with from here, if any.
@@ -417,15 +441,10 @@ impl<H: Handler> Line<H> {
         let Stream::Unix(stream) = std::mem::replace(&mut self.stream, Stream::Lost) else {
             return false;
         };
-        let blocking = stream.into_std().and_then(|stream| {
-            stream.set_nonblocking(false)?;
-            stream.set_read_timeout(Some(LINGER))?;
-            Ok(stream)
-        });
-        let Ok(stream) = blocking else {
+        let Ok(track) = Track::enter(stream) else {
             return false;
         };
-        self.stream = Stream::Lane(stream);
+        self.stream = Stream::Lane(track);
         self.piece.resize(PIECE, 0);
         self.progress.lock().lane = Some(lane);
         true
@@ -441,9 +460,8 @@ impl<H: Handler> Line<H> {
             progress.on_lane = false;
             progress.brisk = false;
         }
-        if let Stream::Lane(stream) = std::mem::replace(&mut self.stream, Stream::Lost)
-            && stream.set_nonblocking(true).is_ok()
-            && let Ok(stream) = UnixStream::from_std(stream)
+        if let Stream::Lane(track) = std::mem::replace(&mut self.stream, Stream::Lost)
+            && let Ok(stream) = track.leave()
         {
             self.stream = Stream::Unix(stream);
         }
@@ -451,21 +469,16 @@ impl<H: Handler> Line<H> {
 
     /// On a lane: what is there, or comes soon where the next request is waited for. Else the lane is left.
     fn read_on_lane(&mut self, phase: Phase, buf: &mut ReadBuf<'_>) -> Option<io::Result<()>> {
-        let Stream::Lane(stream) = &self.stream else {
+        let Stream::Lane(track) = &mut self.stream else {
             return None;
         };
         let waits = matches!(phase, Phase::Idle(_))
             && self.progress.is_on_lane()
             && !self.ends.stop.is_cancelled();
-        let flags = if waits {
-            RecvFlags::empty()
-        } else {
-            RecvFlags::DONTWAIT
-        };
         let room = buf.remaining().min(PIECE);
         let piece = self.piece.get_mut(..room)?;
-        match rustix::net::recv(stream, piece, flags) {
-            Ok((read, _)) => {
+        match track.read(piece, waits) {
+            Ok(read) => {
                 buf.put_slice(self.piece.get(..read)?);
                 Some(Ok(()))
             }
@@ -479,11 +492,10 @@ impl<H: Handler> Line<H> {
 
     /// On a lane: what there is room for. Else the lane is left.
     fn write_on_lane(&mut self, bufs: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
-        let Stream::Lane(stream) = &self.stream else {
+        let Stream::Lane(track) = &self.stream else {
             return None;
         };
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        match rustix::net::sendmsg(stream, bufs, &mut SendAncillaryBuffer::default(), flags) {
+        match track.write(bufs) {
             Ok(written) => Some(Ok(written)),
             Err(Errno::WOULDBLOCK | Errno::INTR) => {
                 self.leave_lane();
@@ -536,11 +548,27 @@ impl<H: Handler> Line<H> {
             self.waiting = None;
             return written;
         }
+        let endless = self.progress.lock().endless.clone();
+        let stopping = self.ends.stop.is_cancelled();
+        let limit = match &endless {
+            None => STALLED,
+            Some(_) if stopping => LINGERS,
+            Some(_) => SLOW,
+        };
         let clock = self
             .writing
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(limit)));
+        if let Some(sooner) = Instant::now().checked_add(limit)
+            && clock.deadline() > sooner
+        {
+            clock.as_mut().reset(sooner);
+        }
         let over = clock.as_mut().poll(cx).is_ready();
-        if over || self.is_crowded_out(cx) {
+        if let Some(cut_off) = endless.as_ref().filter(|_| over && !stopping) {
+            cut_off.inc();
+        }
+        // A stream has no place that it could give to another.
+        if over || (endless.is_none() && self.is_crowded_out(cx)) {
             Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
         } else {
             Poll::Pending
@@ -587,11 +615,7 @@ impl<H: Handler> AsyncRead for Line<H> {
 
 impl<H: Handler> Line<H> {
     /// Reads what comes. Whether it is what comes between two requests.
-    fn poll_more(
-        &mut self,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<bool>> {
+    fn poll_more(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<bool>> {
         let line = self;
         let (phase, brisk, between) = {
             let mut progress = line.progress.lock();

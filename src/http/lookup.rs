@@ -3,6 +3,7 @@
 #[cfg(test)]
 pub(super) mod tests;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use hyper::{Method, StatusCode, header};
@@ -13,6 +14,7 @@ use super::App;
 use super::audit::Audit;
 use super::params::{self, Question};
 use super::swift::Plain;
+use super::watch::{self, Hub};
 use super::wire::{Asked, Fail, Form, Reply, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
@@ -40,6 +42,7 @@ enum Wants {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
     Question(Wants),
+    Watch,
     Healthz,
     Readyz,
     Metrics,
@@ -52,6 +55,7 @@ fn target(path: &str) -> Option<Target> {
         "/v1/resolve" => Wants::Resolve,
         "/v1/credentials" => Wants::Credentials,
         "/v1/explain" => Wants::Explain,
+        "/v1/watch" => return Some(Target::Watch),
         "/healthz" => return Some(Target::Healthz),
         "/readyz" => return Some(Target::Readyz),
         "/metrics" => return Some(Target::Metrics),
@@ -87,6 +91,7 @@ impl Wants {
 pub(super) struct Asking<'a> {
     pub(super) app: &'a App,
     pub(super) audit: &'a Audit,
+    pub(super) hub: &'a Arc<Hub>,
     pub(super) dialling: &'a Dialling,
     pub(super) caller: &'a Caller,
     pub(super) rights: &'a Rights,
@@ -115,6 +120,7 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
         dialling,
         caller,
         rights,
+        ..
     } = asking;
     let begun = Instant::now();
     let Target::Question(wants @ (Wants::Lookup | Wants::Field(_) | Wants::Resolve)) =
@@ -123,7 +129,13 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
         return None;
     };
     let question = params::query(asked.query).ok()?;
-    may_ask_at_all(caller, rights, asks_for_credentials(wants, &question), false).ok()?;
+    may_ask_at_all(
+        caller,
+        rights,
+        asks_for_credentials(wants, &question),
+        false,
+    )
+    .ok()?;
     let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
     let may_know = |tenant: &Tenant| rights.config(tenant);
     if !rights.may_take(begun) {
@@ -177,6 +189,7 @@ async fn routed(
         );
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            Some(Target::Watch) => (Route::Watch, Form::Json),
             _ => (Route::Other, Form::Json),
         };
         return (route, Some(fail.outcome), fail.reply(form));
@@ -185,6 +198,7 @@ async fn routed(
         audit.flooded(caller);
         let (route, form) = match target {
             Some(Target::Question(wants)) => (wants.route(), wants.form(&asked.query)),
+            Some(Target::Watch) => (Route::Watch, Form::Json),
             _ => (Route::Other, Form::Json),
         };
         let fail = Fail::new(
@@ -213,7 +227,7 @@ async fn routed(
         };
         let form = match target {
             Target::Question(wants) => wants.form(&asked.query),
-            Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+            Target::Watch | Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
         };
         return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
@@ -221,6 +235,10 @@ async fn routed(
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
         Target::Metrics => other(None, metrics(app)),
+        Target::Watch => match watch::open(asking, asked) {
+            Ok(reply) => (Route::Watch, Some(Outcome::Ok), reply),
+            Err(fail) => (Route::Watch, Some(fail.outcome), fail.reply(Form::Json)),
+        },
         Target::Question(wants) => {
             let form = wants.form(&asked.query);
             match question(asking, wants, asked).await {
@@ -238,6 +256,7 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
         dialling,
         caller,
         rights,
+        ..
     } = asking;
     may_ask_at_all(
         caller,
@@ -341,7 +360,7 @@ impl Wants {
 }
 
 /// What a caller is told before anything is looked up: whether it could be answered for any tenant.
-fn may_ask_at_all(
+pub(super) fn may_ask_at_all(
     caller: &Caller,
     rights: &Rights,
     credentials: bool,
@@ -394,8 +413,7 @@ fn told(
 ) -> Result<Reply, Fail> {
     let Found { profile, staleness } = found;
     let tenant = &profile.tenant.tenant;
-    let with_credentials =
-        wants == Wants::Credentials || asks_for_credentials(wants, question);
+    let with_credentials = wants == Wants::Credentials || asks_for_credentials(wants, question);
     let providers = rights.credentials(tenant);
     if with_credentials && providers == Providers::None {
         return Err(forbidden());

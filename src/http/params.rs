@@ -60,6 +60,49 @@ pub(super) fn form_of(text: &str) -> Form {
     }
 }
 
+/// The values of these parameters of a query, each at most once, and nothing of any other.
+pub(super) fn only<const N: usize>(
+    text: &str,
+    names: [&str; N],
+) -> Result<[Option<String>; N], Fail> {
+    let mut found = [const { None }; N];
+    let mut count: usize = 0;
+    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+        count = count.saturating_add(1);
+        if count > MOST_PARAMETERS {
+            return Err(bad(format!("more than {MOST_PARAMETERS} parameters")));
+        }
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let (name, value) = (decoded(name)?, decoded(value)?);
+        let known = names
+            .iter()
+            .zip(&mut found)
+            .find(|(known, _)| **known == name);
+        let Some((name, place)) = known else {
+            continue;
+        };
+        bounded(name, &value)?;
+        if place.replace(value.into_owned()).is_some() {
+            return Err(bad(format!("{name} is given twice")));
+        }
+    }
+    Ok(found)
+}
+
+/// A value that is not too long and holds no control character.
+fn bounded(name: &str, value: &str) -> Result<(), Fail> {
+    if value.len() > MOST_VALUE_BYTES {
+        return Err(bad(format!(
+            "{} is longer than {MOST_VALUE_BYTES} bytes",
+            shown(name)
+        )));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(bad(format!("{} holds a control character", shown(name))));
+    }
+    Ok(())
+}
+
 /// The question of a query and a body: a form, or a JSON object.
 pub(super) fn query_and_body(
     text: &str,
@@ -232,15 +275,7 @@ impl Question {
         } else if name != "zone" && !self.first(name) {
             return Err(bad(format!("{name} is given twice")));
         }
-        if value.len() > MOST_VALUE_BYTES {
-            return Err(bad(format!(
-                "{} is longer than {MOST_VALUE_BYTES} bytes",
-                shown(name)
-            )));
-        }
-        if value.chars().any(char::is_control) {
-            return Err(bad(format!("{} holds a control character", shown(name))));
-        }
+        bounded(name, value)?;
         let value = value.to_owned();
         match name {
             "to" => self.to = Some(value),
@@ -280,7 +315,10 @@ impl Question {
     /// Whether a known parameter was not given before.
     fn first(&mut self, name: &str) -> bool {
         let mut bits = (0..u16::BITS).map(|bit| 1_u16.wrapping_shl(bit));
-        let bit = KNOWN.iter().zip(&mut bits).find(|(known, _)| **known == name);
+        let bit = KNOWN
+            .iter()
+            .zip(&mut bits)
+            .find(|(known, _)| **known == name);
         let bit = bit.map_or(0, |(_, bit)| bit);
         let before = self.seen;
         self.seen |= bit;

@@ -104,7 +104,11 @@ impl Date {
             self.text.clear();
             let whole = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(second));
             // Writing into memory does not fail.
-            let _ = write!(self.text, "{}", httpdate::HttpDate::from(whole.unwrap_or(now)));
+            let _ = write!(
+                self.text,
+                "{}",
+                httpdate::HttpDate::from(whole.unwrap_or(now))
+            );
         }
         &self.text
     }

@@ -52,7 +52,11 @@ impl Handler for Echo {
                 }
                 "/panic" => panic!("on purpose"),
                 "/unchanged" => {
-                    return Reply::new(hyper::StatusCode::NOT_MODIFIED, Form::Plain, "unchanged".to_owned());
+                    return Reply::new(
+                        hyper::StatusCode::NOT_MODIFIED,
+                        Form::Plain,
+                        "unchanged".to_owned(),
+                    );
                 }
                 "/thread" => {
                     return Reply::ok(Form::Plain, format!("{:?}", std::thread::current().id()));
@@ -74,9 +78,9 @@ impl Handler for Echo {
         match asked.path {
             "/at-once/panic" => panic!("on purpose"),
             "/at-once/large" => Some(Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024])),
-            path if path.starts_with("/at-once/") => {
-                Some(Reply::ok(Form::Plain, format!("GET {path} ")).with(hyper::header::ETAG, "\"1\""))
-            }
+            path if path.starts_with("/at-once/") => Some(
+                Reply::ok(Form::Plain, format!("GET {path} ")).with(hyper::header::ETAG, "\"1\""),
+            ),
             _ => None,
         }
     }
@@ -854,7 +858,12 @@ fn descriptors_are_kept_from_callers_and_a_few_places_are_left() {
         (1024, 100, 25),
         (1, 0, 1),
     ] {
-        assert_eq!(most_places(configured, descriptors), places);
+        let http = HttpConfig {
+            max_connections: configured,
+            max_watchers: 0,
+            ..HttpConfig::default()
+        };
+        assert_eq!(most_places(&http, descriptors), (places, 0));
     }
 }
 
@@ -1258,4 +1267,22 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
     assert_eq!(app.metrics.connections.get(), 0);
     assert!(unix().await.is_err() && admin().await.is_err());
     std::fs::remove_dir_all(config.http.unix.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn watchers_get_the_descriptors_that_callers_leave() {
+    let http = HttpConfig {
+        max_connections: 1000,
+        max_watchers: 500,
+        ..HttpConfig::default()
+    };
+    for (descriptors, places) in [
+        (u64::MAX, (1000, 500)),
+        (1628, (1000, 500)),
+        (1627, (1000, 499)),
+        (1128, (1000, 0)),
+        (256, (128, 0)),
+    ] {
+        assert_eq!(most_places(&http, descriptors), places, "{descriptors}");
+    }
 }

@@ -1,28 +1,32 @@
 //! Requests and answers as the handlers see them, and one connection of them.
 //!
 //! A handler gets a whole request, its body within limits, and gives a whole answer. Whatever a handler
-//! does, the caller gets exactly one answer with a `Content-Length`; a panic costs that one answer.
+//! does, the caller gets exactly one answer with a `Content-Length`; a panic costs that one answer. Only a stream of
+//! events has no length: it is chunked in HTTP/1.1, ends with the connection in HTTP/1.0, and is the last answer of either.
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::TokioIo;
+use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
 use super::line::{Ends, Line, Progress, Stream};
 use super::swift::Plain;
-use crate::answer::{self, Body};
+use crate::answer::{self, Written};
 use crate::metrics::{Label, Outcome};
 
 /// Longest path and query that are read; a longer one is a bad request.
@@ -45,6 +49,8 @@ pub(super) enum Form {
     Plain,
     /// Prometheus's text format.
     Metrics,
+    /// Server-sent events.
+    Events,
 }
 
 impl Form {
@@ -54,6 +60,7 @@ impl Form {
             Self::Pairs => "application/x-www-form-urlencoded",
             Self::Plain => "text/plain; charset=utf-8",
             Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
+            Self::Events => "text/event-stream",
         }
     }
 }
@@ -83,24 +90,77 @@ impl Asked {
     }
 }
 
-/// A whole answer.
+/// A body without a length, written as it comes.
+pub(super) struct Endless {
+    pub(super) body: Pin<Box<dyn Body<Data = Bytes, Error = Infallible> + Send>>,
+    /// Counts those whose callers took nothing of it for too long.
+    pub(super) cut_off: IntCounter,
+}
+
+impl std::fmt::Debug for Endless {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Endless")
+    }
+}
+
+/// What hyper writes after the head.
+pub(super) enum ReplyBody {
+    Whole(Full<Written>),
+    Endless(Endless),
+}
+
+impl Body for ReplyBody {
+    type Data = Written;
+    type Error = Infallible;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Written>, Infallible>>> {
+        match self.get_mut() {
+            Self::Whole(whole) => Pin::new(whole).poll_frame(cx),
+            Self::Endless(endless) => {
+                endless.body.as_mut().poll_frame(cx).map(|frame| {
+                    frame.map(|frame| frame.map(|frame| frame.map_data(Written::from)))
+                })
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(whole) => whole.is_end_stream(),
+            Self::Endless(endless) => endless.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Whole(whole) => whole.size_hint(),
+            Self::Endless(endless) => endless.body.size_hint(),
+        }
+    }
+}
+
+/// A whole answer, or the head of an endless one.
 #[derive(Debug)]
 pub(super) struct Reply {
     pub(super) code: StatusCode,
     form: Form,
-    pub(super) body: Body,
+    pub(super) body: Written,
     headers: Vec<(HeaderName, HeaderValue)>,
     close: bool,
     hold: Duration,
+    endless: Option<Endless>,
 }
 
 impl Reply {
     /// 200 with this body.
-    pub(super) fn ok(form: Form, body: impl Into<Body>) -> Self {
+    pub(super) fn ok(form: Form, body: impl Into<Written>) -> Self {
         Self::new(StatusCode::OK, form, body)
     }
 
-    pub(super) fn new(code: StatusCode, form: Form, body: impl Into<Body>) -> Self {
+    pub(super) fn new(code: StatusCode, form: Form, body: impl Into<Written>) -> Self {
         Self {
             code,
             form,
@@ -108,6 +168,16 @@ impl Reply {
             headers: Vec::new(),
             close: false,
             hold: Duration::ZERO,
+            endless: None,
+        }
+    }
+
+    /// 200 with a body that goes on until it ends, and the connection with it.
+    pub(super) fn endless(form: Form, endless: Endless) -> Self {
+        Self {
+            endless: Some(endless),
+            close: true,
+            ..Self::ok(form, Bytes::new())
         }
     }
 
@@ -158,19 +228,25 @@ impl Reply {
 
     /// Whether nothing but this answer follows from it.
     pub(super) fn is_plain(&self) -> bool {
-        !self.close && self.hold.is_zero()
+        !self.close && self.hold.is_zero() && self.endless.is_none()
     }
 
-    pub(super) fn into_response(self, close: bool) -> Response<Full<Body>> {
-        let length = self.length();
-        let mut response = Response::new(Full::new(self.body));
+    pub(super) fn into_response(self, close: bool) -> Response<ReplyBody> {
+        let length = self.endless.is_none().then_some(self.length());
+        let body = match self.endless {
+            None => ReplyBody::Whole(Full::new(self.body)),
+            Some(endless) => ReplyBody::Endless(endless),
+        };
+        let mut response = Response::new(body);
         *response.status_mut() = self.code;
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static(self.form.content_type()),
         );
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        if let Some(length) = length {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+        }
         headers.extend(self.headers);
         if self.close || close {
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -226,16 +302,15 @@ impl Fail {
 /// An error in any words.
 pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str) -> Reply {
     let body = match form {
-        Form::Json | Form::Metrics => answer::error_json(status, message),
+        Form::Json | Form::Metrics | Form::Events => answer::error_json(status, message),
         Form::Pairs => answer::error_form(status, message),
         Form::Plain => Vec::new(),
     };
     Reply::new(
         code,
-        if form == Form::Metrics {
-            Form::Json
-        } else {
-            form
+        match form {
+            Form::Metrics | Form::Events => Form::Json,
+            form => form,
         },
         body,
     )
@@ -311,7 +386,10 @@ pub(super) async fn serve<H: Handler>(
                     internal()
                 });
                 let gives_way = limits.ends.hold_back(reply.hold).await;
-                let last = progress.end(length);
+                let last = match &reply.endless {
+                    None => progress.end(length),
+                    Some(endless) => progress.goes_on(endless.cut_off.clone()),
+                };
                 Ok::<_, Infallible>(reply.into_response(gives_way || (last && stop.is_cancelled())))
             }
         })

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use redb::ReadableTableMetadata;
 use uuid::Uuid;
 
-use super::Cover;
+use super::{Cover, ReplicaError, View, index_key, split_index};
 use crate::row::DocHash;
 use crate::source::TenantDigest;
 
@@ -80,5 +81,31 @@ impl Comparison {
         }
         self.common |= self.here.is_empty();
         self
+    }
+}
+
+impl View<'_> {
+    /// Calls `each` with the numbers of a tenant in their byte order, the hash of each one's row, and whether that row
+    /// is quarantined.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Storage`].
+    pub fn each_number_of(
+        &self,
+        tenant: Uuid,
+        mut each: impl FnMut(&str, &[u8], bool),
+    ) -> Result<(), ReplicaError> {
+        let any_faulty = !tried!("reading faults", self.faulty.is_empty())?;
+        let first = index_key(tenant, "");
+        for entry in tried!("reading numbers", self.index.range(first.as_slice()..))? {
+            let (key, hash) = tried!("reading numbers", entry)?;
+            let Some((_, e164)) = split_index(key.value()).filter(|(of, _)| *of == tenant) else {
+                break;
+            };
+            let is_faulty =
+                any_faulty && tried!("reading faults", self.faulty.get(e164.as_bytes()))?.is_some();
+            each(e164, hash.value(), is_faulty);
+        }
+        Ok(())
     }
 }

@@ -31,6 +31,8 @@ pub(super) struct Writer<'t, 'r> {
     /// Whether each row is noted while it is in hand.
     pub(super) names_each: bool,
     pub(super) terms: &'r Terms,
+    /// Where no number was here before this batch and they come in byte order: the last one.
+    pub(super) last_new: Option<String>,
     pub(super) applied: Applied,
     /// The tenant whose numbers come now, and those that came.
     pub(super) group: Option<(Uuid, BTreeSet<String>)>,
@@ -137,9 +139,11 @@ impl Writer<'_, '_> {
     fn number(&mut self, tenant: Uuid, e164: &str, document: &str) -> Result<(), ReplicaError> {
         self.saw_number(tenant, e164)?;
         let hash = DocHash::of(document);
-        let was = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
-            Some(value) => Some(open_number(self.key, e164, value.value())),
-            None => None,
+        let is_new = self.is_new(e164);
+        let was = match is_new {
+            true => None,
+            false => tried!("reading a number", self.numbers.get(e164.as_bytes()))?
+                .map(|value| open_number(self.key, e164, value.value())),
         };
         let row = Version {
             key: Key::Number(e164.to_owned()),
@@ -162,6 +166,7 @@ impl Writer<'_, '_> {
         if let Some(was) = &was_good
             && was.tenant != tenant
         {
+            self.applied.owners.insert(was.tenant);
             tried!(
                 "writing a number",
                 self.index.remove(index_key(was.tenant, e164).as_slice())
@@ -174,16 +179,18 @@ impl Writer<'_, '_> {
         let record = if self.in_hand(&row) {
             admit::number_set_aside(e164, hash, previous)
         } else {
-            unpanicked(|| admit::number(e164, document, previous)).unwrap_or_else(|| NumberRecord {
-                hash,
-                row: previous.and_then(|was| was.row.clone()),
-                faults: vec![poison(
-                    Table::TenantPhoneNumbers,
-                    e164.to_owned(),
-                    previous.is_some(),
-                )],
-                before: previous.and_then(|was| was.before.clone()),
-            })
+            unpanicked(|| admit::number_of_hash(e164, hash, document, previous)).unwrap_or_else(
+                || NumberRecord {
+                    hash,
+                    row: previous.and_then(|was| was.row.clone()),
+                    faults: vec![poison(
+                        Table::TenantPhoneNumbers,
+                        e164.to_owned(),
+                        previous.is_some(),
+                    )],
+                    before: previous.and_then(|was| was.before.clone()),
+                },
+            )
         };
         let value = number_value(self.key, tenant, e164, &record)?;
         tried!(
@@ -195,10 +202,26 @@ impl Writer<'_, '_> {
             self.index
                 .insert(index_key(tenant, e164).as_slice(), hash.0.as_slice())
         )?;
-        self.faults(e164, record.faults)?;
+        if !(is_new && record.faults.is_empty()) {
+            self.faults(e164, record.faults)?;
+        }
+        self.applied.owners.insert(tenant);
         self.changed_number(e164);
-        self.wrote(Key::Number(e164.to_owned()), what, Some(tenant));
+        self.wrote(row.key, what, Some(tenant));
         Ok(())
+    }
+
+    /// Whether this number cannot be here: the batch began with none, and those before it in the batch are smaller.
+    fn is_new(&mut self, e164: &str) -> bool {
+        let Some(last) = &mut self.last_new else {
+            return false;
+        };
+        if last.as_str() < e164 {
+            e164.clone_into(last);
+            return true;
+        }
+        self.last_new = None;
+        false
     }
 
     /// Keeps account of which numbers of a tenant came, tenant by tenant.
@@ -288,6 +311,7 @@ impl Writer<'_, '_> {
             )?;
             self.faults(&e164, Vec::new())?;
             self.marker.forget(&Key::Number(e164.clone()), None);
+            self.applied.owners.insert(tenant);
             self.changed_number(&e164);
             self.removed(Key::Number(e164), Some(tenant));
         }

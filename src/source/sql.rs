@@ -166,34 +166,86 @@ pub(super) const NUMBER_DIGESTS: &str = concat!(
     " group by n.tenant_id"
 );
 
-/// Tenants by id, all when `$1` is null: `$2` tenants held.
+/// All tenants: `$1` tenants held.
+pub(super) const ALL_TENANTS: &str = concat!(
+    "select t.id, ",
+    tenant_doc!(),
+    " from public.tenants t where ",
+    held_tenant!("$1"),
+    " order by t.id"
+);
+
+/// Tenants by id: `$1` ids, `$2` tenants held.
 pub(super) const TENANTS: &str = concat!(
     "select t.id, ",
     tenant_doc!(),
-    " from public.tenants t where ($1::uuid[] is null or t.id = any($1)) and ",
+    " from public.tenants t where t.id = any($1::uuid[]) and ",
     held_tenant!("$2"),
     " order by t.id"
 );
 
-/// Numbers of tenants, all when `$1` is null: `$2` tenants held. In the order of tenant and number.
-pub(super) const NUMBERS_OF: &str = concat!(
-    "select n.tenant_id, n.e164::text, ",
-    number_doc!(),
-    " from public.tenant_phone_numbers n
-      where ($1::uuid[] is null or n.tenant_id = any($1)) and ",
-    held_number!("$2"),
-    "
-      order by n.tenant_id, n.e164 collate \"C\""
-);
+/// The columns of a number's document in its order. Where they are of the types of the platform's model, the document is
+/// written by the reader: that is half the server's work.
+macro_rules! number_columns {
+    () => {
+        "n.tenant_id, n.e164, n.id, n.label, n.default_language, n.default_voice, n.timezone, n.active"
+    };
+}
 
-/// Numbers by number: `$2` tenants held.
-pub(super) const NUMBERS: &str = concat!(
-    "select n.tenant_id, n.e164::text, ",
-    number_doc!(),
-    " from public.tenant_phone_numbers n
-      where n.e164 = any($1::text[]) and ",
-    held_number!("$2")
-);
+/// Tenant, number and document.
+macro_rules! number_with_doc {
+    () => {
+        concat!("n.tenant_id, n.e164::text, ", number_doc!())
+    };
+}
+
+/// Where and in which order numbers are read that are not all of a pull: as columns and as documents.
+macro_rules! numbers_where {
+    ($rest:expr) => {
+        Numbers {
+            columns: concat!(
+                "select ",
+                number_columns!(),
+                " from public.tenant_phone_numbers n where ",
+                $rest
+            ),
+            documents: concat!(
+                "select ",
+                number_with_doc!(),
+                " from public.tenant_phone_numbers n where ",
+                $rest
+            ),
+        }
+    };
+}
+
+/// One question in two forms.
+pub(super) struct Numbers {
+    /// Answered with columns.
+    pub(super) columns: &'static str,
+    /// Answered with documents.
+    pub(super) documents: &'static str,
+}
+
+/// All numbers, in byte order: so they are written one after the other. `$1` tenants held.
+pub(super) const ALL_NUMBERS: Numbers = numbers_where!(concat!(
+    held_number!("$1"),
+    " order by n.e164 collate \"C\""
+));
+
+/// Numbers of tenants: `$1` tenants, `$2` tenants held. In the order of tenant and number.
+pub(super) const NUMBERS_OF: Numbers = numbers_where!(concat!(
+    "n.tenant_id = any($1::uuid[]) and ",
+    held_number!("$2"),
+    " order by n.tenant_id, n.e164 collate \"C\""
+));
+
+/// Numbers by number: `$1` numbers, `$2` tenants held. In byte order.
+pub(super) const NUMBERS: Numbers = numbers_where!(concat!(
+    "n.e164 = any($1::text[]) and ",
+    held_number!("$2"),
+    " order by n.e164 collate \"C\""
+));
 
 /// One number with its tenant, before the first synchronisation: `$1` number, `$2` tenants held.
 pub(super) const ONE_NUMBER: &str = concat!(

@@ -984,7 +984,7 @@ fn a_sealed_value_opens_for_its_row_and_keyring_alone() {
 
 #[test]
 fn completions_and_manual_pages_name_every_command() {
-    const COMMANDS: [&str; 15] = [
+    const COMMANDS: [&str; 16] = [
         "run",
         "check",
         "migrate",
@@ -994,6 +994,7 @@ fn completions_and_manual_pages_name_every_command() {
         "status",
         "refresh",
         "verify",
+        "watch",
         "keygen",
         "seal",
         "open",

@@ -56,6 +56,38 @@ async fn a_commit_changes_the_answer_without_a_refresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn texts_of_any_character_are_copied_as_the_database_hashes_them() {
+    let db = Cluster::shared().database().await;
+    db.load_example_sealed(|_| String::new()).await;
+    // Every character that JSON escapes or might, alone and among others, and null.
+    db.sql(
+        "insert into public.tenant_phone_numbers (tenant_id, e164, label, default_language, default_voice, timezone)
+           select (select id from public.tenants order by id limit 1), '+5411' || lpad(n::text, 8, '0'),
+                  'x' || chr(n) || 'y' || chr(n), 'es-AR', chr(n), 'America/Argentina/Buenos_Aires'
+             from generate_series(1, 1200) n;
+         insert into public.tenant_phone_numbers (tenant_id, e164, label, default_language, default_voice, timezone)
+           select (select id from public.tenants order by id limit 1), '+54119' || n, l, 'es-AR', null, 'UTC'
+             from (values (1000001, null), (1000002, ''), (1000003, U&'\\2028 \\+01F4DE \\FFFD \\007F')) v (n, l)",
+    )
+    .await;
+    let node = Node::on(&db, "").await;
+    // A pull brings documents that the database wrote: where one differs from the copied one, it is written anew.
+    db.sql(
+        "select sidetone.record('number', array(select e164::text from public.tenant_phone_numbers
+           where e164 <= '+541100000900' or e164 like '+54119%'))",
+    )
+    .await;
+    until("the numbers are compared", async || {
+        node.log().contains(r#""message":"applied","read":9"#)
+    })
+    .await;
+    let log = node.log();
+    let applied = log.lines().rfind(|line| line.contains(r#""applied""#));
+    assert!(applied.unwrap().contains(r#""written":0"#), "{applied:?}");
+    node.equals_database().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_doorbell_costs_one_heartbeat() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "feed.heartbeat_every = '300ms'").await;

@@ -35,4 +35,5 @@ mod soak;
 mod start;
 mod storms;
 mod tls;
+mod watch;
 mod worlds;

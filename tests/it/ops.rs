@@ -1202,7 +1202,7 @@ async fn every_metric_is_there_from_the_first_scrape_with_help_and_base_unit_and
         })
         .collect();
     let allowed = BTreeSet::from([
-        "cause", "kind", "le", "outcome", "reason", "route", "state", "table", "version",
+        "cause", "event", "kind", "le", "outcome", "reason", "route", "state", "table", "version",
     ]);
     assert_eq!(labels, allowed);
     for known in ["seguridad", "6f717b5a", "4155550100", "openai"] {

@@ -216,6 +216,7 @@ impl Node {
         } = self;
         let reply = answer(
             Asking {
+                hub: &Arc::new(Hub::new(16, self.app.metrics.clone())),
                 app,
                 audit,
                 dialling,
