@@ -9,7 +9,7 @@ mod tests;
 use std::fmt;
 use std::io::{IoSlice, Write};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::{Buf, Bytes};
 use jiff::Timestamp;
@@ -258,24 +258,25 @@ pub struct Resolved {
 }
 
 /// One call's answer, ready to be written in any of its forms.
-pub struct Answer<'a> {
-    selection: &'a Selection<'a>,
+pub struct Answer<'s, 'p> {
+    selection: &'s Selection<'p>,
     stack: Arc<Stack>,
     staleness: Staleness,
     revision: RowRevision,
 }
 
-impl<'a> Answer<'a> {
+impl<'s, 'p> Answer<'s, 'p> {
     /// The answer for a selection, as old as this.
     #[must_use]
-    pub fn new(selection: &'a Selection<'a>, staleness: Staleness) -> Self {
-        let prompts = selection.prompts.iter().map(|chosen| {
-            let prompt = chosen.prompt;
-            (prompt.place, prompt.id, &chosen.version.layer)
-        });
+    pub fn new(selection: &'s Selection<'p>, staleness: Staleness) -> Self {
+        let prompts = &selection.profile.tenant.prompts;
+        let places = selection.prompts.iter().map(|chosen| chosen.place);
         Self {
             selection,
-            stack: selection.profile.tenant.stacks.of(prompts),
+            stack: selection.profile.tenant.stacks.of(places, |place| {
+                let prompt = prompts.get(usize::try_from(place).ok()?)?;
+                Some((prompt.id, &prompt.version.as_ref()?.layer))
+            }),
             staleness,
             revision: selection.profile.revision(),
         }
@@ -390,19 +391,8 @@ impl<'a> Answer<'a> {
 
     /// The fields in their order, leaving the object of the last one open.
     fn write_fields(&self, json: &mut Json, fields: &[Field], values: &impl Values) {
-        let mut inside = "";
-        for field in fields {
-            let (parent, key) = field.place();
-            if parent != inside {
-                if !inside.is_empty() {
-                    json.close();
-                }
-                if !parent.is_empty() {
-                    json.open(Some(parent));
-                }
-                inside = parent;
-            }
-            json.key(key);
+        for (field, opening) in fields.iter().zip(&*OPENINGS) {
+            json.out.extend_from_slice(opening);
             let from = json.out.len();
             json.value(values.value(self, *field));
             if field.is_volatile() {
@@ -467,16 +457,41 @@ const CUT: [Field; 5] = [
     Field::TenantSlug,
 ];
 
+/// What stands before the value of each field, in the order of all fields: its key, and what ends and begins the
+/// objects around it.
+static OPENINGS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
+    let mut inside = "";
+    let opening = |field: &Field| {
+        let (parent, key) = field.place();
+        let mut json = Json::with_capacity(64);
+        if parent != inside && !inside.is_empty() {
+            json.close();
+        }
+        if parent != inside && !parent.is_empty() {
+            json.open(Some(parent));
+        }
+        inside = parent;
+        json.key(key);
+        json.out.into_boxed_slice()
+    };
+    let mut openings: Vec<_> = Field::ALL.iter().map(opening).collect();
+    // Nothing stands before the first.
+    if let Some(first) = openings.first_mut() {
+        *first = first.strip_prefix(b",").unwrap_or(first).into();
+    }
+    openings
+});
+
 /// Where the values of the fields come from.
 trait Values {
-    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a>;
+    fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a>;
 }
 
 /// Nothing is cut.
 struct Whole;
 
 impl Values for Whole {
-    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a> {
+    fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a> {
         answer.value(field)
     }
 }
@@ -490,7 +505,7 @@ struct Cuts {
 }
 
 impl Values for Cuts {
-    fn value<'a>(&self, answer: &'a Answer<'_>, field: Field) -> Value<'a> {
+    fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a> {
         match answer.value(field) {
             Value::Ids(ids) => {
                 let end = self.ids.saturating_mul(ID_BYTES).saturating_sub(1);
@@ -717,7 +732,7 @@ impl Json {
 
     /// The hash of the rows, of the prompts chosen, of the fields without what is volatile, and of what follows the
     /// prompts. Their texts follow from the rows and their ids.
-    fn etag(&self, answer: &Answer<'_>, after: &[u8]) -> String {
+    fn etag(&self, answer: &Answer<'_, '_>, after: &[u8]) -> String {
         let profile = answer.selection.profile;
         let mut hasher = blake3::Hasher::new();
         hasher.update(&profile.number.hash);

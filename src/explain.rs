@@ -20,7 +20,7 @@ use crate::number::E164;
 use crate::profile::{CompiledBinding, CompiledPrompt, Profile, Refusal, RowRevision};
 use crate::row::{Fault, Table};
 use crate::select::{
-    Call, Chosen, Effective, Facts, Hours, Miss, Origin, Selection, Verdict, choose, names_scope,
+    Call, Effective, Facts, Hours, Miss, Origin, Selection, Verdict, choose, names_scope,
     refusal,
 };
 
@@ -328,10 +328,7 @@ fn prompts<'a>(selection: &Selection<'a>, facts: &Facts<'a>) -> Vec<PromptPage<'
         let listed = prompt.bindings.len().min(room);
         room = room.saturating_sub(listed);
         let acting = match verdict {
-            Verdict::Applies(Chosen {
-                acting: Some(binding),
-                ..
-            }) if fits => Some(binding.id),
+            Verdict::Applies(Some(binding)) if fits => Some(binding.id),
             _ => None,
         };
         let bindings = prompt.bindings.iter().take(listed);
@@ -370,13 +367,8 @@ fn prompt_sentence(prompt: &CompiledPrompt, verdict: Verdict<'_>, fits: bool) ->
             "left out: it applies, but does not fit into limits.stack_bytes after those before it"
                 .into()
         }
-        Verdict::Applies(Chosen { acting: None, .. }) => {
-            "chosen: it is global and has no bindings".into()
-        }
-        Verdict::Applies(Chosen {
-            acting: Some(binding),
-            ..
-        }) => {
+        Verdict::Applies(None) => "chosen: it is global and has no bindings".into(),
+        Verdict::Applies(Some(binding)) => {
             format!("chosen: binding {} matches", binding.id)
         }
         Verdict::Inactive => "not chosen: it is not active".into(),

@@ -110,6 +110,8 @@ pub struct TenantProfile {
     pub hours: Option<BusinessHours>,
     /// Every prompt, chosen or not, in the order of the stack (design section 3.5).
     pub prompts: Vec<CompiledPrompt>,
+    /// What can be told of each prompt before a call, in the same order: most are passed without a look at themselves.
+    pub gates: Box<[Gate]>,
     /// What calls were answered with of them.
     pub stacks: Stacks,
     /// Credentials that opened, ordered by provider and name.
@@ -124,7 +126,43 @@ pub struct TenantProfile {
     pub bytes: usize,
 }
 
+/// What can be told of a prompt before a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gate {
+    /// To which calls it applies.
+    pub opens: Opens,
+    /// Length of its text; 0 where it has none.
+    pub content_bytes: usize,
+}
+
+/// To which calls a prompt applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opens {
+    /// To none: it is inactive, has no version, or lacks the bindings that it needs.
+    Never,
+    /// To all: it is global and has no bindings.
+    Always,
+    /// To those that a binding of it matches.
+    ToBindings,
+}
+
 impl CompiledPrompt {
+    /// What can be told of it before a call.
+    #[must_use]
+    pub fn gate(&self) -> Gate {
+        let bound = self.has_bindings() || self.scope != Scope::Global;
+        let opens = match &self.version {
+            Some(_) if self.active && !bound => Opens::Always,
+            Some(_) if self.active && !self.bindings.is_empty() => Opens::ToBindings,
+            _ => Opens::Never,
+        };
+        let layer = self.version.as_ref().map(|version| &version.layer);
+        Gate {
+            opens,
+            content_bytes: layer.map_or(0, Layer::content_bytes),
+        }
+    }
+
     /// Whether Postgres has a binding of it, good or bad.
     #[must_use]
     pub fn has_bindings(&self) -> bool {
@@ -174,8 +212,6 @@ pub struct CompiledPrompt {
     pub revision: RowRevision,
     /// `None` where the prompt has no version and never applies.
     pub version: Option<CompiledVersion>,
-    /// Where it stands among the tenant's prompts, from 0.
-    pub place: u32,
     /// Its bindings, the most special first: most columns set, then the newest, then the lowest id.
     pub bindings: Vec<CompiledBinding>,
     /// Bindings that were left out as bad rows. They never match and still make the prompt one with bindings.

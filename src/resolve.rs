@@ -61,9 +61,6 @@ pub fn tenant(
         .map(|prompt| compile_prompt(prompt, &mut faults))
         .collect::<Result<Vec<CompiledPrompt>, Refusal>>()?;
     prompts.sort_by(|a, b| stack_key(a).cmp(&stack_key(b)));
-    for (place, prompt) in (0..).zip(&mut prompts) {
-        prompt.place = place;
-    }
 
     let mut opened = Vec::with_capacity(credentials.len());
     let mut withheld: Vec<WithheldCredential> = withheld
@@ -122,6 +119,7 @@ pub fn tenant(
         settings_revision: settings.as_ref().map(revision).transpose()?,
         hours,
         stacks: Stacks::new(STACKS.saturating_mul(layers(&prompts))),
+        gates: prompts.iter().map(CompiledPrompt::gate).collect(),
         prompts,
         credentials: opened,
         withheld,
@@ -257,7 +255,6 @@ fn compile_prompt(row: &Prompt, faults: &mut Vec<Fault>) -> Result<CompiledPromp
         created_at: row.created_at,
         revision: revision(&columns)?,
         version,
-        place: 0,
         bindings,
         bindings_left_out: left_out,
     })

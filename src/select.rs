@@ -8,13 +8,17 @@ mod tests;
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 pub use crate::condition::Call;
 use crate::condition::Condition;
-use crate::profile::{CompiledBinding, CompiledPrompt, CompiledVersion, Profile, Refusal};
+use crate::profile::{CompiledBinding, CompiledPrompt, Opens, Profile, Refusal};
 use crate::row::Scope;
 use crate::stack::BETWEEN_CONTENTS;
+
+/// More chosen prompts than these take memory of their own.
+const USUAL_PROMPTS: usize = 48;
 
 /// What the answer to one call says, borrowed from the profile and the call.
 #[derive(Debug)]
@@ -30,7 +34,7 @@ pub struct Selection<'a> {
     /// Whether the tenant is open, at the number's own timezone.
     pub hours: Hours,
     /// The prompts that apply and fit, in the order of the stack.
-    pub prompts: Vec<Chosen<'a>>,
+    pub prompts: SmallVec<[Chosen<'a>; USUAL_PROMPTS]>,
     /// How many prompts apply and no longer fit into `limits.stack_bytes`: those that stand last.
     pub left_out: usize,
     /// BCP 47 tag.
@@ -52,10 +56,10 @@ pub struct Selection<'a> {
 /// A prompt that stands in the stack.
 #[derive(Debug, Clone, Copy)]
 pub struct Chosen<'a> {
-    /// The prompt.
+    /// Where it stands among the tenant's prompts, from 0.
+    pub place: u32,
+    /// The prompt. It has a version.
     pub prompt: &'a CompiledPrompt,
-    /// Its highest version.
-    pub version: &'a CompiledVersion,
     /// The most special of its matching bindings, whose effects count; `None` where it has no bindings.
     pub acting: Option<&'a CompiledBinding>,
 }
@@ -125,7 +129,8 @@ pub(crate) enum Miss<'a> {
 /// Whether a prompt applies, and why not.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Verdict<'a> {
-    Applies(Chosen<'a>),
+    /// With the binding that acts.
+    Applies(Option<&'a CompiledBinding>),
     Inactive,
     NoVersion,
     /// It has bindings, or needs one, and none matches.
@@ -192,7 +197,7 @@ pub(crate) fn choose<'a>(
         account_ref: call.account_ref.as_deref().unwrap_or_default(),
         event_type: call.event_type.as_deref().unwrap_or_default(),
         hours: facts.hours,
-        prompts: Vec::new(),
+        prompts: SmallVec::new(),
         left_out: 0,
         language: of_number(number.default_language.as_str()),
         voice: of_number(number.default_voice.as_deref().unwrap_or_default()),
@@ -206,9 +211,14 @@ pub(crate) fn choose<'a>(
         },
     };
     let mut bytes = 0_usize;
-    for prompt in &tenant.prompts {
-        let Verdict::Applies(chosen) = facts.judge(prompt) else {
-            continue;
+    for ((place, prompt), gate) in (0..).zip(&tenant.prompts).zip(&tenant.gates) {
+        let acting = match gate.opens {
+            Opens::Never => continue,
+            Opens::Always => None,
+            Opens::ToBindings => match facts.judge(prompt) {
+                Verdict::Applies(acting) => acting,
+                _ => continue,
+            },
         };
         let between = if selection.prompts.is_empty() {
             0
@@ -217,14 +227,18 @@ pub(crate) fn choose<'a>(
         };
         bytes = bytes
             .saturating_add(between)
-            .saturating_add(chosen.version.layer.content_bytes());
+            .saturating_add(gate.content_bytes);
         if bytes > stack_bytes {
             // Nothing fits after what does not: `bytes` never shrinks.
             selection.left_out = selection.left_out.saturating_add(1);
             continue;
         }
-        selection.prompts.push(chosen);
-        if let Some(binding) = chosen.acting {
+        selection.prompts.push(Chosen {
+            place,
+            prompt,
+            acting,
+        });
+        if let Some(binding) = acting {
             selection.take_effects(prompt, binding);
         }
     }
@@ -284,9 +298,9 @@ impl<'a> Facts<'a> {
         if !prompt.active {
             return Verdict::Inactive;
         }
-        let Some(version) = &prompt.version else {
+        if prompt.version.is_none() {
             return Verdict::NoVersion;
-        };
+        }
         let mut matching = prompt
             .bindings
             .iter()
@@ -304,11 +318,7 @@ impl<'a> Facts<'a> {
             }
         };
         if applies {
-            Verdict::Applies(Chosen {
-                prompt,
-                version,
-                acting,
-            })
+            Verdict::Applies(acting)
         } else {
             Verdict::NotNamed
         }

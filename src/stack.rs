@@ -82,8 +82,8 @@ impl Layer {
     }
 }
 
-/// A prompt of a stack: its place among all prompts of the tenant, its id, and itself.
-pub type Placed<'a> = (u32, Uuid, &'a Layer);
+/// A prompt of a stack: its id, and itself.
+pub type Named<'a> = (Uuid, &'a Layer);
 
 /// Some prompts of a tenant, in order, as they stand in the full view.
 pub struct Stack {
@@ -95,13 +95,13 @@ pub struct Stack {
 }
 
 impl Stack {
-    fn new<'a>(prompts: impl Iterator<Item = Placed<'a>> + Clone) -> Self {
-        let places: Box<[u32]> = prompts.clone().map(|(place, ..)| place).collect();
-        let contents: usize = prompts.clone().map(|(.., layer)| layer.json.len()).sum();
+    fn new<'a>(places: Box<[u32]>, prompt: impl Fn(u32) -> Option<Named<'a>>) -> Self {
+        let prompts = places.iter().filter_map(|place| prompt(*place));
+        let contents: usize = prompts.clone().map(|(_, layer)| layer.json.len()).sum();
         let mut ids = String::with_capacity(places.len().saturating_mul(ID_BYTES));
         let mut system = String::with_capacity(contents);
         let mut layers = String::with_capacity(contents);
-        for (index, (_, id, layer)) in prompts.enumerate() {
+        for (index, (id, layer)) in prompts.enumerate() {
             if index > 0 {
                 ids.push(',');
                 system.push_str(BETWEEN_ESCAPED);
@@ -169,18 +169,24 @@ impl Stacks {
         }
     }
 
-    /// The stack of these prompts.
+    /// The stack of the prompts at these places among the tenant's.
     #[must_use]
-    pub fn of<'a>(&self, prompts: impl Iterator<Item = Placed<'a>> + Clone) -> Arc<Stack> {
+    pub fn of<'a>(
+        &self,
+        places: impl ExactSizeIterator<Item = u32> + Clone,
+        prompt: impl Fn(u32) -> Option<Named<'a>>,
+    ) -> Arc<Stack> {
         let kept = self.kept.load();
-        let places = prompts.clone().map(|(place, ..)| place);
         let found = kept
             .iter()
-            .find(|stack| stack.places.iter().copied().eq(places.clone()));
+            .find(|stack| {
+                stack.places.len() == places.len()
+                    && stack.places.iter().copied().eq(places.clone())
+            });
         if let Some(stack) = found {
             return stack.clone();
         }
-        let stack = Arc::new(Stack::new(prompts));
+        let stack = Arc::new(Stack::new(places.collect(), prompt));
         let taken: usize = kept.iter().map(|stack| stack.bytes()).sum();
         if kept.len() < MOST_KEPT && taken.saturating_add(stack.bytes()) <= self.most_bytes {
             let mut more = Vec::clone(&kept);

@@ -18,7 +18,7 @@ fn answer<T>(
     profile: &Profile,
     call: &Call,
     at: Timestamp,
-    write: impl FnOnce(Answer<'_>) -> T,
+    write: impl FnOnce(Answer<'_, '_>) -> T,
 ) -> T {
     let selection = select(profile, call, at, STACK_BYTES).unwrap();
     write(Answer::new(&selection, FRESH))
