@@ -20,8 +20,7 @@ use crate::number::E164;
 use crate::profile::{CompiledBinding, CompiledPrompt, Profile, Refusal, RowRevision};
 use crate::row::{Fault, Table};
 use crate::select::{
-    Call, Effective, Facts, Hours, Miss, Origin, Selection, Verdict, choose, names_scope,
-    refusal,
+    Call, Effective, Facts, Hours, Miss, Origin, Selection, Verdict, choose, names_scope, refusal,
 };
 
 /// Most bindings that are listed, over all prompts.

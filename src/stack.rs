@@ -177,12 +177,9 @@ impl Stacks {
         prompt: impl Fn(u32) -> Option<Named<'a>>,
     ) -> Arc<Stack> {
         let kept = self.kept.load();
-        let found = kept
-            .iter()
-            .find(|stack| {
-                stack.places.len() == places.len()
-                    && stack.places.iter().copied().eq(places.clone())
-            });
+        let found = kept.iter().find(|stack| {
+            stack.places.len() == places.len() && stack.places.iter().copied().eq(places.clone())
+        });
         if let Some(stack) = found {
             return stack.clone();
         }

@@ -19,6 +19,7 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
@@ -315,6 +316,8 @@ pub(super) struct Line<H> {
     progress: Progress,
     ends: Ends,
     shut: bool,
+    /// Nothing was read yet.
+    is_new: bool,
     reading: Pin<Box<Sleep>>,
     writing: Option<Pin<Box<Sleep>>>,
     /// Its place among those that wait for their callers.
@@ -341,6 +344,7 @@ impl<H: Handler> Line<H> {
             progress,
             ends,
             shut: false,
+            is_new: true,
             reading,
             writing: None,
             waiting: None,
@@ -465,6 +469,21 @@ impl<H: Handler> Line<H> {
         {
             self.stream = Stream::Unix(stream);
         }
+    }
+
+    /// Most callers have sent their first request before they are accepted: the event loop need not tell that. Whether
+    /// anything was there.
+    fn read_what_came_with_it(&mut self, buf: &mut ReadBuf<'_>) -> bool {
+        let room = buf.remaining().min(PIECE);
+        let piece = buf.initialize_unfilled_to(room);
+        let read = match &self.stream {
+            Stream::Unix(stream) => recv(stream, piece, RecvFlags::DONTWAIT),
+            Stream::Tcp(stream) => recv(stream, piece, RecvFlags::DONTWAIT),
+            _ => return false,
+        };
+        let read = read.map_or(0, |(read, _)| read);
+        buf.advance(read);
+        read > 0
     }
 
     /// On a lane: what is there, or comes soon where the next request is waited for. Else the lane is left.
@@ -630,6 +649,12 @@ impl<H: Handler> Line<H> {
         }
         if brisk && matches!(phase, Phase::Idle(_)) && line.enter_lane() {
             return Poll::Pending;
+        }
+        if line.is_new {
+            line.is_new = false;
+            if line.read_what_came_with_it(buf) {
+                return Poll::Ready(Ok(between));
+            }
         }
         if let Poll::Ready(done) = on!(&mut line.stream, poll_read(cx, buf)) {
             line.waiting = None;

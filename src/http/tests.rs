@@ -22,6 +22,7 @@ struct Shared {
     begun: Notify,
     refused: AtomicUsize,
     not_accepted: AtomicUsize,
+    at_once: AtomicUsize,
 }
 
 struct Echoes(Arc<Shared>);
@@ -61,6 +62,7 @@ impl Handler for Echo {
                 "/thread" => {
                     return Reply::ok(Form::Plain, format!("{:?}", std::thread::current().id()));
                 }
+                path if path.starts_with("/at-once/") => return told_at_once(path),
                 "/large" => return Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024]),
                 _ => {}
             }
@@ -73,16 +75,14 @@ impl Handler for Echo {
         .boxed()
     }
 
-    /// Answers below `/at-once` as the other way would, until that is to be seen.
     fn at_once(&self, asked: &Plain<'_>) -> Option<Reply> {
-        match asked.path {
-            "/at-once/panic" => panic!("on purpose"),
-            "/at-once/large" => Some(Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024])),
-            path if path.starts_with("/at-once/") => Some(
-                Reply::ok(Form::Plain, format!("GET {path} ")).with(hyper::header::ETAG, "\"1\""),
-            ),
-            _ => None,
+        if asked.path == "/at-once/panic" {
+            panic!("on purpose");
         }
+        let ours = asked.path.starts_with("/at-once/");
+        let reply = ours.then(|| told_at_once(asked.path))?;
+        self.0.at_once.fetch_add(1, Ordering::SeqCst);
+        Some(reply)
     }
 
     fn refused(&self, _: Outcome) {
@@ -92,6 +92,17 @@ impl Handler for Echo {
     fn hosts(&self) -> Option<&[String]> {
         None
     }
+}
+
+/// The answer below `/at-once/`, whichever way it is given.
+fn told_at_once(path: &str) -> Reply {
+    let reply = match path {
+        "/at-once/large" => Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024]),
+        "/at-once/wrong" => Fail::new(Outcome::InvalidNumber, "no number").reply(Form::Json),
+        "/at-once/overloaded" => Fail::new(Outcome::Overloaded, "too much").reply(Form::Pairs),
+        _ => Reply::ok(Form::Json, format!("GET {path} ")),
+    };
+    reply.with(hyper::header::ETAG, "\"1\"")
 }
 
 /// A server in a directory of its own.
@@ -273,6 +284,139 @@ async fn pipelined_requests_are_answered_in_their_order() {
         from += at;
     }
     assert!(text[from..].ends_with("POST /last hi"), "{text}");
+}
+
+#[tokio::test]
+async fn an_answer_given_at_once_has_the_bytes_that_hyper_writes() {
+    let server = start(given());
+    let mut stream = server.connect().await;
+    for path in ["/at-once/a?b=%20c", "/at-once/wrong", "/at-once/overloaded"] {
+        let mut both = Vec::new();
+        for (other, more) in [("", 1), ("X-Other: 1\r\n", 0)] {
+            let before = server.shared.at_once.load(Ordering::SeqCst);
+            let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{other}\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let text = answer(&mut stream).await;
+            let at_once = server.shared.at_once.load(Ordering::SeqCst) - before;
+            assert_eq!(at_once, more, "{request}");
+            let date = header(&text, "date").expect("a date").to_owned();
+            assert!(date.ends_with(" GMT") && date.len() == 29, "{date}");
+            both.push(text.replace(&date, "now"));
+        }
+        assert_eq!(both[0], both[1]);
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_plain_is_not_answered_at_once() {
+    let server = start(given());
+    let close = "Host: x\r\nConnection: close\r\n";
+    for request in [
+        format!("GET /at-once/a HTTP/1.1\r\n{close}\r\n"),
+        "GET /at-once/a HTTP/1.0\r\n\r\n".to_owned(),
+        format!("HEAD /at-once/a HTTP/1.1\r\n{close}\r\n"),
+        format!("GET http://x/at-once/a HTTP/1.1\r\n{close}\r\n"),
+        format!("POST /at-once/a HTTP/1.1\r\nContent-Length: 2\r\n{close}\r\nhi"),
+        format!("GET /at-once/a HTTP/1.1\r\nContent-Length: 2\r\n{close}\r\nhi"),
+        format!("GET /at-once/a HTTP/1.1\r\nIf-None-Match: *\r\n{close}\r\n"),
+    ] {
+        let text = server.exchange(request.as_bytes()).await;
+        assert!(text.contains(" 200 OK\r\n"), "{text}");
+        assert_eq!(server.shared.at_once.load(Ordering::SeqCst), 0, "{request}");
+    }
+}
+
+#[tokio::test]
+async fn requests_of_both_ways_are_answered_in_their_order_however_they_are_cut() {
+    let server = start(given());
+    let get = |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        (request, format!("GET {path} "))
+    };
+    let one = |n: usize| match n % 4 {
+        0 | 1 => get(&format!("/at-once/{n}")),
+        2 => get(&format!("/{n}")),
+        _ => {
+            let head = format!("POST /{n} HTTP/1.1\r\nHost: x\r\nContent-Length: 2");
+            (format!("{head}\r\n\r\nhi"), format!("POST /{n} hi"))
+        }
+    };
+    let (requests, answers): (Vec<_>, Vec<_>) = (0..100).map(one).unzip();
+    let bytes = requests.concat();
+    for piece in [1, 7, 64, 1000, bytes.len()] {
+        let mut stream = server.connect().await;
+        let (mut reads, mut writes) = stream.split();
+        let write = async {
+            for piece in bytes.as_bytes().chunks(piece) {
+                writes.write_all(piece).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+            writes.shutdown().await.unwrap();
+        };
+        let mut text = String::new();
+        let both = async { tokio::join!(write, reads.read_to_string(&mut text)).1 };
+        tokio::time::timeout(Duration::from_secs(20), both)
+            .await
+            .expect("the server closes")
+            .unwrap();
+        let bodies: Vec<_> = text
+            .split("HTTP/1.1 200 OK\r\n")
+            .skip(1)
+            .map(|one| one.split_once("\r\n\r\n").unwrap().1)
+            .collect();
+        assert_eq!(bodies, answers, "pieces of {piece}");
+    }
+    assert!(server.shared.at_once.load(Ordering::SeqCst) > 0);
+}
+
+#[tokio::test]
+async fn an_answer_at_once_that_there_is_no_room_for_is_sent_whole_and_before_the_next() {
+    let server = start(given());
+    for warm in [0, 200] {
+        let mut stream = server.connect().await;
+        // Often enough in a row to be on a lane.
+        for _ in 0..warm {
+            let ask = b"GET /at-once/a HTTP/1.1\r\nHost: x\r\n\r\n";
+            stream.write_all(ask).await.unwrap();
+            answer(&mut stream).await;
+        }
+        let ask = "GET /at-once/large HTTP/1.1\r\nHost: x\r\n\r\nGET /at-once/b HTTP/1.1\r\nHost: x\r\n\r\n\
+                   GET /c HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(ask.as_bytes()).await.unwrap();
+        stream.shutdown().await.unwrap();
+        let text = rest(&mut stream).await;
+        assert!(text.len() > 4 * 1024 * 1024 && text.ends_with("GET /c "));
+        assert!(text.find("GET /at-once/b ").unwrap() > 4 * 1024 * 1024);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_at_once_waits_for_the_end_of_the_answer_before_it() {
+    let server = start(given());
+    let mut stream = server.connect().await;
+    let large = b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(large).await.unwrap();
+    // Begun, and far more than there is room for.
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).await.unwrap();
+    let next = b"GET /at-once/b HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(next).await.unwrap();
+    stream.shutdown().await.unwrap();
+    let text = rest(&mut stream).await;
+    assert!(text.len() > 4 * 1024 * 1024 && text.ends_with("GET /at-once/b "));
+}
+
+#[tokio::test]
+async fn a_panic_at_once_costs_one_answer() {
+    let server = start(given());
+    let mut stream = server.connect().await;
+    for (path, code) in [("/at-once/panic", "500"), ("/at-once/a", "200")] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let text = answer(&mut stream).await;
+        assert!(text.starts_with(&format!("HTTP/1.1 {code} ")), "{text}");
+    }
+    assert_eq!(server.shared.refused.load(Ordering::SeqCst), 1);
 }
 
 #[tokio::test]
