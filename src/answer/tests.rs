@@ -70,7 +70,7 @@ fn the_full_view_of_the_example_is_this_to_the_letter() {
         r#""credentials":{"openai":{"default":"sk-example"}},"credentials_withheld":[]}"#,
     );
     let expected = expected.replace("REVISION", &profile.revision().to_string());
-    assert_eq!(text(&resolved.body.to_vec()), expected);
+    assert_eq!(text(resolved.body.to_vec()), expected);
 }
 
 #[test]
@@ -113,9 +113,9 @@ fn the_full_view_without_credentials_asked_for_has_none_of_their_fields() {
     let resolved = answer(&profile(ACME_NUMBER), &Call::default(), open(), |answer| {
         answer.resolve(None)
     });
-    let json = parsed(&resolved.body.to_vec());
+    let json = parsed(resolved.body.to_vec());
     assert!(json.get("credentials").is_none() && json.get("credentials_withheld").is_none());
-    assert!(!text(&resolved.body.to_vec()).contains("sk-example"));
+    assert!(!text(resolved.body.to_vec()).contains("sk-example"));
 }
 
 #[test]
@@ -351,7 +351,7 @@ fn prompt_ids_are_cut_to_whole_ids_that_fit() {
     assert_eq!(text(field).split(',').count(), 110);
     let resolved = answer(&profile, &call, open(), |answer| answer.resolve(None));
     assert_eq!(
-        parsed(&resolved.body.to_vec())["prompt"]["ids"]
+        parsed(resolved.body.to_vec())["prompt"]["ids"]
             .as_str()
             .unwrap()
             .split(',')
@@ -488,7 +488,7 @@ proptest! {
         let profile = profile_of(&number, &tenant);
         let call = Call { account_ref: account.clone(), ..Call::default() };
         let resolved = answer(&profile, &call, open(), |answer| answer.resolve(Some(ALL)));
-        let full = parsed(&resolved.body.to_vec());
+        let full = parsed(resolved.body.to_vec());
         prop_assert!(!has_null(&full["prompt"]) && !has_null(&full["tenant"]));
         prop_assert!(!full.as_object().unwrap().values().any(Json_::is_null));
         prop_assert!(!resolved.body.to_vec().contains(&b'\n'));
