@@ -18,7 +18,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use uuid::Uuid;
 
 use crate::health::Staleness;
-use crate::profile::{Profile, RowRevision};
+use crate::profile::{Once, Profile, RowRevision};
 use crate::select::Selection;
 use crate::stack::{ID_BYTES, Stack};
 
@@ -391,13 +391,62 @@ impl<'s, 'p> Answer<'s, 'p> {
 
     /// The fields in their order, leaving the object of the last one open.
     fn write_fields(&self, json: &mut Json, fields: &[Field], values: &impl Values) {
-        for (field, opening) in fields.iter().zip(&*OPENINGS) {
-            json.out.extend_from_slice(opening);
-            let from = json.out.len();
-            json.value(values.value(self, *field));
-            if field.is_volatile() {
-                json.volatile.push(from..json.out.len());
+        let all = || fields.iter().zip(&*OPENINGS);
+        if !values.are_whole() {
+            all().for_each(|(field, opening)| self.write_field(json, *field, opening, values));
+            return;
+        }
+        let mut known: Option<&Once> = None;
+        for (field, opening) in all() {
+            let once = self.once(*field);
+            match (once, known) {
+                (Some(once), Some(known)) if std::ptr::eq(once, known) => {}
+                (Some(once), _) => json.out.extend_from_slice(once.written(|| {
+                    let mut part = Json::with_capacity(128);
+                    let same =
+                        |field: &Field| self.once(*field).is_some_and(|of| std::ptr::eq(of, once));
+                    all()
+                        .filter(|(field, _)| same(field))
+                        .for_each(|(field, opening)| {
+                            self.write_field(&mut part, *field, opening, values)
+                        });
+                    part.out
+                })),
+                (None, _) => self.write_field(json, *field, opening, values),
             }
+            known = once;
+        }
+    }
+
+    fn write_field(&self, json: &mut Json, field: Field, opening: &[u8], values: &impl Values) {
+        json.out.extend_from_slice(opening);
+        let from = json.out.len();
+        json.value(values.value(self, field));
+        if field.is_volatile() {
+            json.volatile.push(from..json.out.len());
+        }
+    }
+
+    /// What a field is written with once for all calls, where no binding decides one of those.
+    fn once(&self, field: Field) -> Option<&Once> {
+        let selection = self.selection;
+        let Profile { number, tenant, .. } = selection.profile;
+        match field {
+            Field::Status | Field::Number | Field::Label => Some(&number.called),
+            Field::TenantId | Field::TenantSlug | Field::TenantName => Some(&tenant.owner),
+            Field::Language | Field::Voice | Field::Timezone => {
+                let of_number = selection.language.is_default()
+                    && selection.voice.is_default()
+                    && selection.timezone.is_default();
+                of_number.then_some(&number.speech)
+            }
+            Field::Model | Field::TranscriptionProvider | Field::RecordingEnabled => {
+                let of_settings = selection.model.is_default()
+                    && selection.transcription_provider.is_default()
+                    && selection.recording_enabled.is_default();
+                of_settings.then_some(&tenant.models)
+            }
+            _ => None,
         }
     }
 
@@ -484,6 +533,9 @@ static OPENINGS: LazyLock<Vec<Box<[u8]>>> = LazyLock::new(|| {
 
 /// Where the values of the fields come from.
 trait Values {
+    /// Whether nothing is cut.
+    fn are_whole(&self) -> bool;
+
     fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a>;
 }
 
@@ -491,6 +543,10 @@ trait Values {
 struct Whole;
 
 impl Values for Whole {
+    fn are_whole(&self) -> bool {
+        true
+    }
+
     fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a> {
         answer.value(field)
     }
@@ -505,6 +561,10 @@ struct Cuts {
 }
 
 impl Values for Cuts {
+    fn are_whole(&self) -> bool {
+        self.texts.is_empty()
+    }
+
     fn value<'a>(&self, answer: &'a Answer<'_, '_>, field: Field) -> Value<'a> {
         match answer.value(field) {
             Value::Ids(ids) => {

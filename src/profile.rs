@@ -3,7 +3,7 @@
 //! A profile never changes after it is made; a change to its rows makes a new one.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -55,9 +55,30 @@ pub fn revision(number: &[u8; 32], tenant: &[u8; 32]) -> RowRevision {
     RowRevision::start_of(hasher.finalize().as_bytes())
 }
 
+/// What answers say of one thing however they are asked, as it stands in them: written by the first answer that says it.
+#[derive(Default)]
+pub struct Once(OnceLock<Box<[u8]>>);
+
+impl Once {
+    /// The bytes.
+    pub fn written(&self, write: impl FnOnce() -> Vec<u8>) -> &[u8] {
+        self.0.get_or_init(|| write().into_boxed_slice())
+    }
+}
+
+impl fmt::Debug for Once {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Once")
+    }
+}
+
 /// A number's own part of a profile.
 #[derive(Debug)]
 pub struct NumberProfile {
+    /// Who is called.
+    pub called: Once,
+    /// Language, voice and zone, where no binding decides them.
+    pub speech: Once,
     /// The number's row in force.
     pub row: Number,
     /// `row.timezone`, looked up.
@@ -73,12 +94,15 @@ impl NumberProfile {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
-        size_of::<Self>()
-            .saturating_add(ENTRY_OVERHEAD)
-            .saturating_add(text(&self.row.label))
+        let texts = text(&self.row.label)
             .saturating_add(text(&self.row.default_voice))
             .saturating_add(self.row.default_language.len())
-            .saturating_add(self.row.timezone.len())
+            .saturating_add(self.row.timezone.len());
+        size_of::<Self>()
+            .saturating_add(ENTRY_OVERHEAD)
+            .saturating_add(texts)
+            // Once more in answers, where they may take more.
+            .saturating_add(texts.saturating_mul(2).saturating_add(WRITTEN_KEYS))
             .saturating_add(
                 self.faults
                     .iter()
@@ -88,12 +112,19 @@ impl NumberProfile {
     }
 }
 
+/// What stands around the texts of a number in an answer.
+const WRITTEN_KEYS: usize = 128;
+
 /// What the cache itself and the allocator spend on an entry.
 const ENTRY_OVERHEAD: usize = 256;
 
 /// Everything of a tenant that its numbers share.
 #[derive(Debug)]
 pub struct TenantProfile {
+    /// Whose the number is.
+    pub owner: Once,
+    /// Model, transcription and recording, where no binding decides them.
+    pub models: Once,
     /// The tenant's row in force.
     pub tenant: Tenant,
     /// `""` where the tenant has no settings row.

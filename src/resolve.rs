@@ -17,8 +17,8 @@ use crate::admit;
 use crate::condition;
 use crate::hours::BusinessHours;
 use crate::profile::{
-    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, OpenedCredential, Refusal,
-    RowRevision, TenantProfile, WithheldCredential,
+    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, Once, OpenedCredential,
+    Refusal, RowRevision, TenantProfile, WithheldCredential,
 };
 use crate::row::{
     Binding, Bundle, Credential, Fault, NumberRecord, Prompt, Reason, Settings, Table, TenantRecord,
@@ -105,6 +105,8 @@ pub fn tenant(
     withheld.sort_by(|a, b| (&a.provider, &a.name).cmp(&(&b.provider, &b.name)));
 
     let mut profile = TenantProfile {
+        owner: Once::default(),
+        models: Once::default(),
         tenant_revision: revision(&tenant)?,
         tenant,
         model: settings
@@ -139,6 +141,8 @@ pub fn number(record: &NumberRecord) -> Result<NumberProfile, Refusal> {
     let row = record.row.as_ref().ok_or(Refusal::NoGoodRow)?;
     let zone = admit::zone(&row.timezone).ok_or(Refusal::NoGoodRow)?;
     Ok(NumberProfile {
+        called: Once::default(),
+        speech: Once::default(),
         hash: number_hash(record)?,
         row: row.clone(),
         zone,

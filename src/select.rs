@@ -73,6 +73,14 @@ pub struct Effective<'a, T> {
     pub from: Origin<'a>,
 }
 
+impl<T> Effective<'_, T> {
+    /// Whether no binding decided it.
+    #[must_use]
+    pub fn is_default(&self) -> bool {
+        !matches!(self.from, Origin::Binding(..))
+    }
+}
+
 /// Where a value came from.
 #[derive(Debug, Clone, Copy)]
 pub enum Origin<'a> {
