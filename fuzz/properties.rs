@@ -646,7 +646,7 @@ fn answers(tenant: Option<&TenantRecord>, number: Option<&NumberRecord>) {
         );
     }
     json(&answer::credentials(&profile, FRESH, &all));
-    let short = answer.lookup();
+    let short = answer.lookup().to_vec();
     assert!(short.len() < SHORT_BYTES && !short.contains(&b'\n'));
     json(&short);
     let form = answer.form();

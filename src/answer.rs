@@ -32,8 +32,8 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'_')
     .remove(b'~');
 
-/// What a view without prompts usually takes.
-const VIEW_BYTES: usize = 1024;
+/// What a view without prompts usually takes; the allocator of glibc has up to 1032 bytes at hand for each thread.
+const VIEW_BYTES: usize = 1000;
 
 /// Declares the fields once: name in the flat forms, place in the JSON, meaning.
 macro_rules! fields {
@@ -286,37 +286,60 @@ impl<'s, 'p> Answer<'s, 'p> {
     /// fields. `credentials_withheld` lists those that do not open as `provider/name`.
     #[must_use]
     pub fn resolve(&self, credentials: Option<&dyn Fn(&str) -> bool>) -> Resolved {
+        let Some(allowed) = credentials else {
+            let (body, volatile) = self.before_the_prompts(self.stack.to_the_end());
+            let etag = self.etag(&body, &volatile);
+            return Resolved { body, etag };
+        };
+        let (mut body, volatile) = self.before_the_prompts(self.stack.to_its_end());
+        let mut after = Json::with_capacity(256); // begins with a comma: it is no object's first
+        write_credentials(&mut after, self.selection.profile, allowed);
+        after.close();
+        body.after = after.out;
+        let etag = self.etag(&body, &volatile);
+        Resolved { body, etag }
+    }
+
+    /// Every field that stands before these prompts, and where those are that do not enter the ETag.
+    fn before_the_prompts(&self, prompts: Bytes) -> (Written, Vec<Range<usize>>) {
         let mut json = Json::with_capacity(VIEW_BYTES);
         json.open(None);
         self.write_fields(&mut json, Field::OUTSIDE, &Whole);
         json.open(Some("prompt"));
-        let Some(allowed) = credentials else {
-            return Resolved {
-                etag: json.etag(self, &[]),
-                body: Written {
-                    before: json.out,
-                    prompts: self.stack.to_the_end(),
-                    ..Written::default()
-                },
-            };
+        let written = Written {
+            before: json.out,
+            prompts,
+            ..Written::default()
         };
-        let mut after = Json::with_capacity(256); // begins with a comma: it is no object's first
-        write_credentials(&mut after, self.selection.profile, allowed);
-        after.close();
-        Resolved {
-            etag: json.etag(self, &after.out),
-            body: Written {
-                before: json.out,
-                prompts: self.stack.to_its_end(),
-                after: after.out,
-                ..Written::default()
-            },
+        (written, json.volatile)
+    }
+
+    /// The hash of the rows, of the prompts chosen, of the fields without what is volatile, and of what follows the
+    /// prompts. Their texts follow from the rows and their ids.
+    fn etag(&self, body: &Written, volatile: &[Range<usize>]) -> String {
+        let profile = self.selection.profile;
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&profile.number.hash);
+        hasher.update(&profile.tenant.hash);
+        hasher.update(self.stack.hash());
+        let mut from = 0;
+        for volatile in volatile {
+            hasher.update(body.before.get(from..volatile.start).unwrap_or_default());
+            from = volatile.end;
         }
+        hasher.update(body.before.get(from..).unwrap_or_default());
+        hasher.update(&body.after);
+        let hash = hasher.finalize().to_hex();
+        format!("\"{}\"", hash.get(..32).unwrap_or_default())
     }
 
     /// The short view as JSON, shorter than [`SHORT_BYTES`].
     #[must_use]
-    pub fn lookup(&self) -> Vec<u8> {
+    pub fn lookup(&self) -> Written {
+        let whole = self.before_the_prompts(self.stack.short()).0;
+        if whole.remaining() < SHORT_BYTES {
+            return whole;
+        }
         let write = |cuts: &Cuts| {
             let mut json = Json::with_capacity(VIEW_BYTES.saturating_add(self.stack.ids().len()));
             json.open(None);
@@ -325,7 +348,7 @@ impl<'s, 'p> Answer<'s, 'p> {
             json.close();
             json.out
         };
-        self.short(write, json_bytes, 37)
+        self.short(write, json_bytes, 37).into()
     }
 
     /// The short view as `key=value&…`, shorter than [`SHORT_BYTES`].
@@ -789,25 +812,6 @@ impl Json {
         }
         self.out.push(b']');
     }
-
-    /// The hash of the rows, of the prompts chosen, of the fields without what is volatile, and of what follows the
-    /// prompts. Their texts follow from the rows and their ids.
-    fn etag(&self, answer: &Answer<'_, '_>, after: &[u8]) -> String {
-        let profile = answer.selection.profile;
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&profile.number.hash);
-        hasher.update(&profile.tenant.hash);
-        hasher.update(answer.stack.hash());
-        let mut from = 0;
-        for volatile in &self.volatile {
-            hasher.update(self.out.get(from..volatile.start).unwrap_or_default());
-            from = volatile.end;
-        }
-        hasher.update(self.out.get(from..).unwrap_or_default());
-        hasher.update(after);
-        let hash = hasher.finalize().to_hex();
-        format!("\"{}\"", hash.get(..32).unwrap_or_default())
-    }
 }
 
 /// A value as plain text: booleans 1 and 0.
@@ -822,12 +826,8 @@ fn write_plain(out: &mut Vec<u8>, value: Value<'_>) {
             let mut buffer = Uuid::encode_buffer();
             out.extend_from_slice(id.hyphenated().encode_lower(&mut buffer).as_bytes());
         }
-        Value::Time(time) => {
-            let _ = write!(out, "{time}");
-        }
-        Value::Revision(revision) => {
-            let _ = write!(out, "{revision}");
-        }
+        Value::Time(time) => time.write(out),
+        Value::Revision(revision) => out.extend_from_slice(&revision.hex()),
     }
 }
 
@@ -883,30 +883,37 @@ impl LocalTime {
     }
 }
 
+impl LocalTime {
+    fn write(self, out: &mut Vec<u8>) {
+        let Self {
+            civil: time,
+            offset_minutes,
+        } = self;
+        let year = time.year();
+        // Writing into memory does not fail.
+        let _ = write!(out, "{year:04}");
+        let mut two = |before: u8, number: u16| {
+            out.push(before);
+            let digit = |number: u16| b'0'.saturating_add(u8::try_from(number % 10).unwrap_or(0));
+            out.extend([digit(number / 10), digit(number)]);
+        };
+        let small = |number: i8| u16::from(number.unsigned_abs());
+        two(b'-', small(time.month()));
+        two(b'-', small(time.day()));
+        two(b'T', small(time.hour()));
+        two(b':', small(time.minute()));
+        two(b':', small(time.second()));
+        let sign = if offset_minutes < 0 { b'-' } else { b'+' };
+        let minutes = u16::try_from(offset_minutes.unsigned_abs()).unwrap_or(0);
+        two(sign, minutes / 60);
+        two(b':', minutes % 60);
+    }
+}
+
 impl fmt::Display for LocalTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = self.civil;
-        write!(
-            f,
-            "{:04}-{:02}-{:02}",
-            time.year(),
-            time.month(),
-            time.day()
-        )?;
-        write!(
-            f,
-            "T{:02}:{:02}:{:02}",
-            time.hour(),
-            time.minute(),
-            time.second()
-        )?;
-        let sign = if self.offset_minutes < 0 { '-' } else { '+' };
-        let minutes = self.offset_minutes.unsigned_abs();
-        write!(
-            f,
-            "{sign}{:02}:{:02}",
-            minutes.div_euclid(60),
-            minutes.rem_euclid(60)
-        )
+        let mut text = Vec::new();
+        self.write(&mut text);
+        f.write_str(&String::from_utf8_lossy(&text))
     }
 }

@@ -218,9 +218,26 @@ impl RowRevision {
     }
 }
 
+impl RowRevision {
+    /// Its digits.
+    #[must_use]
+    pub fn hex(self) -> [u8; 16] {
+        let mut digits = [b'0'; 16];
+        let nibbles = self.0.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        for (digit, nibble) in digits.iter_mut().zip(nibbles) {
+            *digit = if nibble < 10 {
+                b'0'.saturating_add(nibble)
+            } else {
+                b'a'.saturating_add(nibble.saturating_sub(10))
+            };
+        }
+        digits
+    }
+}
+
 impl fmt::Display for RowRevision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&String::from_utf8_lossy(&self.hex()))
     }
 }
 

@@ -91,6 +91,8 @@ pub struct Stack {
     ids: Box<str>,
     /// `"ids":"…","system":"…","layers":[…]}}`
     json: Bytes,
+    /// `"ids":"…"}}`
+    short: Bytes,
     hash: [u8; 32],
 }
 
@@ -113,6 +115,7 @@ impl Stack {
         }
         let json = format!(r#""ids":"{ids}","system":"{system}","layers":[{layers}]}}}}"#);
         Self {
+            short: format!(r#""ids":"{ids}"}}}}"#).into_bytes().into(),
             hash: *blake3::hash(ids.as_bytes()).as_bytes(),
             places,
             ids: ids.into_boxed_str(),
@@ -138,6 +141,12 @@ impl Stack {
         self.json.clone()
     }
 
+    /// What stands in the object `prompt` of the short view, with the end of that object and of the answer.
+    #[must_use]
+    pub fn short(&self) -> Bytes {
+        self.short.clone()
+    }
+
     /// What stands in the object `prompt`, with the end of that object: more of the answer follows.
     #[must_use]
     pub fn to_its_end(&self) -> Bytes {
@@ -148,7 +157,7 @@ impl Stack {
     fn bytes(&self) -> usize {
         size_of::<Self>()
             .saturating_add(self.json.len())
-            .saturating_add(self.ids.len())
+            .saturating_add(self.ids.len().saturating_mul(2))
             .saturating_add(size_of_val(&*self.places))
     }
 }
