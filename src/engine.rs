@@ -565,9 +565,11 @@ impl Engine {
                     };
                     self.replica.found(row.clone(), &record.faults);
                     if names_each || suspects.contains(&row.key) {
-                        self.replica.take_in_hand(hand, InHand::Row(row));
+                        self.replica.take_in_hand(hand, InHand::Row(row.clone()));
                     }
-                    judged(id, record.faults.clone(), || self.resolve_tenant(&record))
+                    let faults = judged(id, record.faults.clone(), || self.resolve_tenant(&record));
+                    self.replica.looked_at(&row);
+                    faults
                 }
                 Ok(None) => Vec::new(),
                 Err(err @ ReplicaError::Record { .. }) => {

@@ -547,6 +547,11 @@ impl Replica {
             .collect()
     }
 
+    /// The row was looked at after a start, and the process lives.
+    pub(crate) fn looked_at(&self, row: &Version) {
+        self.marker.looked_at(row);
+    }
+
     /// Rows that processes died on, whether they are tried again or not.
     pub(crate) fn suspects(&self) -> Vec<Key> {
         let convicted = self.marker.convicted().into_iter().map(|(row, _)| row.key);

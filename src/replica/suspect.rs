@@ -5,7 +5,8 @@
 //! for each row of a long copy: there it says that rows are in hand, and only after a death among them each row is named.
 //!
 //! A row that was in hand once is held at its last good version until the rest is applied, and is then tried again: the
-//! death may have been an operator's SIGKILL. Only a second death sets it aside until its content changes. Where what
+//! death may have been an operator's SIGKILL. One that the process died on while it looked at every row after a start is
+//! looked at first by the next process: where nothing happens then, nothing is held against it. Only a second death sets it aside until its content changes. Where what
 //! stands in for it kills as well, nothing does.
 //! The file holds keys and hashes of rows, nothing of their content.
 
@@ -62,6 +63,9 @@ pub(crate) enum Hand {
 struct Suspect {
     row: Version,
     deaths: u8,
+    /// Every one of them while it was looked at.
+    #[serde(default)]
+    in_a_look: bool,
 }
 
 /// What one hand does.
@@ -91,25 +95,34 @@ struct Ledger {
 impl Ledger {
     /// What an earlier process left in hand when it ended is under suspicion.
     fn after_start(mut self) -> Self {
-        let mut died = Vec::new();
-        for work in [&mut self.applying, &mut self.judging] {
+        let mut died: Vec<(Version, bool)> = Vec::new();
+        for (work, in_a_look) in [(&mut self.applying, false), (&mut self.judging, true)] {
             let left = std::mem::take(&mut work.in_hand);
             work.careful = left != InHand::Nothing;
             // One death is one, in however many hands the row was.
             died.extend(match left {
-                InHand::Row(row) if !died.contains(&row) => Some(row),
+                InHand::Row(row) if died.iter().all(|(known, _)| *known != row) => {
+                    Some((row, in_a_look))
+                }
                 _ => None,
             });
         }
-        for row in died {
+        for (row, in_a_look) in died {
             match self.suspects.iter_mut().find(|known| known.row == row) {
-                Some(known) => known.deaths = known.deaths.saturating_add(1),
+                Some(known) => {
+                    known.deaths = known.deaths.saturating_add(1);
+                    known.in_a_look &= in_a_look;
+                }
                 None => {
                     self.suspects.retain(|known| known.row.key != row.key);
                     if self.suspects.len() >= MOST {
                         self.suspects.remove(0);
                     }
-                    self.suspects.push(Suspect { row, deaths: 1 });
+                    self.suspects.push(Suspect {
+                        row,
+                        deaths: 1,
+                        in_a_look,
+                    });
                 }
             }
         }
@@ -151,6 +164,14 @@ impl Ledger {
     /// The rows on trial came and nothing happened.
     fn acquit(&mut self) {
         self.suspects.retain(|known| known.deaths >= CONVICTED);
+    }
+
+    /// The row was looked at and nothing happened. Whether that says something new.
+    fn looked_at(&mut self, row: &Version) -> bool {
+        let before = self.suspects.len();
+        self.suspects
+            .retain(|known| known.row != *row || !known.in_a_look || known.deaths >= CONVICTED);
+        self.suspects.len() != before
     }
 
     /// A record says that this row is set aside.
@@ -262,6 +283,14 @@ impl Marker {
         }
     }
 
+    /// The row was looked at and nothing happened.
+    pub(super) fn looked_at(&self, row: &Version) {
+        let mut ledger = self.ledger();
+        if ledger.looked_at(row) {
+            self.write(&ledger);
+        }
+    }
+
     /// The content of this row is another, or the row is gone.
     pub(super) fn forget(&self, key: &Key, but: Option<DocHash>) {
         let stays = |row: &Version| row.key != *key || Some(row.hash) == but;
@@ -309,6 +338,22 @@ mod tests {
         );
         let hopeless = died_with(died_with(twice, &bad), &bad);
         assert_eq!(hopeless.convicted(), [(bad, true)]);
+    }
+
+    #[test]
+    fn a_look_that_nothing_happens_in_clears_a_row_of_looks_and_of_nothing_else() {
+        let looked = |mut ledger: Ledger, row: &Version| {
+            ledger.judging.in_hand = InHand::Row(row.clone());
+            ledger.after_start()
+        };
+        let good = row("+1", "good");
+        let mut once = looked(Ledger::default(), &good);
+        assert!(once.holds(&good, false));
+        assert!(once.looked_at(&good) && !once.holds(&good, false));
+        let mut applied = died_with(looked(Ledger::default(), &good), &good);
+        assert!(!applied.looked_at(&good) && applied.holds(&good, true));
+        let mut twice = looked(looked(Ledger::default(), &good), &good);
+        assert!(!twice.looked_at(&good) && twice.holds(&good, true));
     }
 
     #[test]
