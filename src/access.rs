@@ -274,13 +274,6 @@ impl Bucket {
         }
     }
 
-    /// Whether there is a request to take.
-    fn has(&self, pace: Pace, now: Instant) -> bool {
-        let now = self.nanos(now);
-        let then = self.full_at.load(Ordering::Relaxed).max(now);
-        then.saturating_add(pace.each).saturating_sub(now) <= pace.most
-    }
-
     fn is_full(&self, now: Instant) -> bool {
         self.full_at.load(Ordering::Relaxed) <= self.nanos(now)
     }
@@ -549,12 +542,12 @@ impl Rights {
         })
     }
 
-    /// Whether [`take`](Self::take) would be answered well now.
+    /// As [`take`](Self::take), where there is one to take; else nothing has happened.
     #[must_use]
-    pub fn may_take(&self, now: Instant) -> bool {
+    pub fn try_take(&self, now: Instant) -> bool {
         self.limit
             .as_ref()
-            .is_none_or(|Limit { bucket, pace }| bucket.has(*pace, now))
+            .is_none_or(|Limit { bucket, pace }| bucket.take(*pace, now).is_ok())
     }
 
     /// Whether the caller has this right for any tenant at all.

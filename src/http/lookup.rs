@@ -99,16 +99,8 @@ pub(super) struct Asking<'a> {
 
 /// Answers a request of the call side, and counts it.
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
-    let app = asking.app;
     let begun = Instant::now();
-    let (route, outcome, reply) = routed(asking, asked, begun).await;
-    if let Some(outcome) = outcome {
-        app.metrics.lookups.inc(outcome);
-    }
-    app.metrics
-        .request_duration
-        .observe(route, begun.elapsed().as_secs_f64());
-    reply
+    counted(asking.app, begun, routed(asking, asked, begun).await)
 }
 
 /// The answer to a plain request of the call side from memory, counted as every other. None, and nothing done, where
@@ -116,7 +108,6 @@ pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
 pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     let Asking {
         app,
-        audit,
         dialling,
         caller,
         rights,
@@ -138,27 +129,30 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     .ok()?;
     let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
     let may_know = |tenant: &Tenant| rights.config(tenant);
-    if !rights.may_take(begun) {
+    let found = app.engine.at_hand(&readings.first, &may_know)?;
+    if !rights.try_take(begun) {
         return None;
     }
-    let found = app.engine.at_hand(&readings.first, &may_know)?;
-    // Taken by another connection meanwhile: one request too many.
-    let _ = rights.take(begun);
-    let terms = Terms::new(app, &question, Vec::new());
-    let reply = told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
-        if fail.outcome == Outcome::Forbidden {
-            audit.refused(caller, wants.route_name());
-        }
-    });
-    let (outcome, reply) = match reply {
+    let (outcome, reply) = match told(asking, &found, wants, &question, &[]) {
         Ok(reply) => (Outcome::Ok, reply),
         Err(fail) => (fail.outcome, fail.reply(wants.form(asked.query))),
     };
-    app.metrics.lookups.inc(outcome);
+    Some(counted(app, begun, (wants.route(), Some(outcome), reply)))
+}
+
+/// An answer, counted.
+fn counted(
+    app: &App,
+    begun: Instant,
+    (route, outcome, reply): (Route, Option<Outcome>, Reply),
+) -> Reply {
+    if let Some(outcome) = outcome {
+        app.metrics.lookups.inc(outcome);
+    }
     app.metrics
         .request_duration
-        .observe(wants.route(), begun.elapsed().as_secs_f64());
-    Some(reply)
+        .observe(route, begun.elapsed().as_secs_f64());
+    reply
 }
 
 /// Whether the full view is to have the credentials.
@@ -297,12 +291,7 @@ async fn question(asking: Asking<'_>, wants: Wants, asked: &Asked) -> Result<Rep
     } else {
         asked.headers(header::IF_NONE_MATCH)
     };
-    let terms = Terms::new(app, &question, none_match);
-    told(&found, rights, wants, &question, &terms).inspect_err(|fail| {
-        if fail.outcome == Outcome::Forbidden {
-            audit.refused(caller, wants.route_name());
-        }
-    })
+    told(asking, &found, wants, &question, &none_match)
 }
 
 /// A number that the caller may know of.
@@ -389,22 +378,32 @@ struct Terms<'a> {
     stack_bytes: usize,
     at: Timestamp,
     /// `If-None-Match`
-    none_match: Vec<&'a str>,
+    none_match: &'a [&'a str],
 }
 
-impl<'a> Terms<'a> {
-    fn new(app: &App, question: &Question, none_match: Vec<&'a str>) -> Self {
-        let stack_bytes = app.config.limits.stack_bytes.as_u64();
-        Self {
-            stack_bytes: usize::try_from(stack_bytes).unwrap_or(usize::MAX),
-            at: question.at.unwrap_or_else(Timestamp::now),
-            none_match,
-        }
-    }
-}
-
-/// The answer to a question about a number that was found.
+/// The answer to a question about a number that was found; a right that is lacking is noted.
 fn told(
+    asking: Asking<'_>,
+    found: &Found,
+    wants: Wants,
+    question: &Question,
+    none_match: &[&str],
+) -> Result<Reply, Fail> {
+    let stack_bytes = asking.app.config.limits.stack_bytes.as_u64();
+    let terms = Terms {
+        stack_bytes: usize::try_from(stack_bytes).unwrap_or(usize::MAX),
+        at: question.at.unwrap_or_else(Timestamp::now),
+        none_match,
+    };
+    selected(found, asking.rights, wants, question, &terms).inspect_err(|fail| {
+        if fail.outcome == Outcome::Forbidden {
+            asking.audit.refused(asking.caller, wants.route_name());
+        }
+    })
+}
+
+/// What the rights, the rows and the rules make of it.
+fn selected(
     found: &Found,
     rights: &Rights,
     wants: Wants,
