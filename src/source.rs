@@ -621,6 +621,8 @@ impl Session {
         self.loaded.load(Ordering::Acquire)
     }
 
+    const LOADING: &str = "loading rows";
+
     /// Streams rows of the snapshot begun to whoever writes them, tenants first.
     ///
     /// # Errors
@@ -628,94 +630,88 @@ impl Session {
     pub async fn load(&self, what: &Load, to: &mpsc::Sender<Vec<Row>>) -> Result<(), SourceError> {
         self.loaded.store(0, Ordering::Release);
         let mut chunk = Chunk::default();
-        let named = |ids: &[Uuid]| {
-            ids.chunks(NAMES_PER_QUERY)
-                .map(<[Uuid]>::to_vec)
-                .collect::<Vec<_>>()
-        };
         match what {
             Load::Everything => {
-                self.tenants(sql::ALL_TENANTS, &[&[&self.held]], &mut chunk, to)
-                    .await?;
-            }
-            Load::Some { tenants, .. } => {
-                let lists = named(tenants);
-                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
-                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
-                self.tenants(sql::TENANTS, &lists, &mut chunk, to).await?;
-            }
-        }
-        match what {
-            Load::Everything => {
-                self.numbers(&sql::ALL_NUMBERS, &[&[&self.held]], &mut chunk, to)
+                self.tenants(sql::ALL_TENANTS, None, &mut chunk, to).await?;
+                self.numbers::<Uuid>(&sql::ALL_NUMBERS, None, &mut chunk, to)
                     .await?;
             }
             Load::Some {
+                tenants,
                 numbers_of,
                 numbers,
-                ..
             } => {
-                let lists = named(numbers_of);
-                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
-                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
-                self.numbers(&sql::NUMBERS_OF, &lists, &mut chunk, to)
+                self.tenants(sql::TENANTS, Some(tenants), &mut chunk, to)
                     .await?;
-                let lists: Vec<_> = numbers.chunks(NAMES_PER_QUERY).map(<[_]>::to_vec).collect();
-                let lists: Vec<_> = lists.iter().map(|list| params(list, &self.held)).collect();
-                let lists: Vec<&[&(dyn ToSql + Sync)]> = lists.iter().map(|two| &two[..]).collect();
-                self.numbers(&sql::NUMBERS, &lists, &mut chunk, to).await?;
+                self.numbers(&sql::NUMBERS_OF, Some(numbers_of), &mut chunk, to)
+                    .await?;
+                self.numbers(&sql::NUMBERS, Some(numbers), &mut chunk, to)
+                    .await?;
             }
         }
         chunk.send(to, &self.loaded).await
     }
 
-    /// Asks once with each list of parameters.
+    /// All tenants, or these.
     async fn tenants(
         &self,
         query: &str,
-        lists: &[&[&(dyn ToSql + Sync)]],
+        names: Option<&[Uuid]>,
         chunk: &mut Chunk,
         to: &mpsc::Sender<Vec<Row>>,
     ) -> Result<(), SourceError> {
-        const DOING: &str = "loading rows";
-        if lists.is_empty() {
+        if names.is_some_and(<[Uuid]>::is_empty) {
             return Ok(());
         }
-        let statement = self.limit(self.client.prepare(query), DOING).await?;
-        for list in lists {
-            let rows = self
-                .limit(self.client.query_raw(&statement, slice(list)), DOING)
-                .await?;
-            self.stream(rows, Form::Tenants, chunk, to).await?;
-        }
-        Ok(())
+        let statement = self
+            .limit(self.client.prepare(query), Self::LOADING)
+            .await?;
+        self.ask(&statement, Form::Tenants, names, chunk, to).await
     }
 
-    /// As [`tenants`](Self::tenants), in the form that costs less.
-    async fn numbers(
+    /// All numbers, or those named, in the form that costs less.
+    async fn numbers<T: ToSql + Sync>(
         &self,
         query: &sql::Numbers,
-        lists: &[&[&(dyn ToSql + Sync)]],
+        names: Option<&[T]>,
         chunk: &mut Chunk,
         to: &mpsc::Sender<Vec<Row>>,
     ) -> Result<(), SourceError> {
-        const DOING: &str = "loading rows";
-        if lists.is_empty() {
+        if names.is_some_and(<[T]>::is_empty) {
             return Ok(());
         }
         let columns = self
-            .limit(self.client.prepare(query.columns), DOING)
+            .limit(self.client.prepare(query.columns), Self::LOADING)
             .await?;
         let (statement, form) = if document::is_of_the_model(&columns) {
             (columns, Form::Columns)
         } else {
             let documents = self.client.prepare(query.documents);
-            (self.limit(documents, DOING).await?, Form::Documents)
+            let documents = self.limit(documents, Self::LOADING).await?;
+            (documents, Form::Documents)
         };
-        for list in lists {
-            let rows = self
-                .limit(self.client.query_raw(&statement, slice(list)), DOING)
-                .await?;
+        self.ask(&statement, form, names, chunk, to).await
+    }
+
+    /// Asks once, or once for so many names each.
+    async fn ask<T: ToSql + Sync>(
+        &self,
+        statement: &Statement,
+        form: Form,
+        names: Option<&[T]>,
+        chunk: &mut Chunk,
+        to: &mpsc::Sender<Vec<Row>>,
+    ) -> Result<(), SourceError> {
+        let Some(names) = names else {
+            let params: [&(dyn ToSql + Sync); 1] = [&self.held];
+            let rows = self.client.query_raw(statement, slice(&params));
+            let rows = self.limit(rows, Self::LOADING).await?;
+            return self.stream(rows, form, chunk, to).await;
+        };
+        for list in names.chunks(NAMES_PER_QUERY) {
+            let params: [&(dyn ToSql + Sync); 2] = [&list, &self.held];
+            let rows = self.client.query_raw(statement, slice(&params));
+            let rows = self.limit(rows, Self::LOADING).await?;
             self.stream(rows, form, chunk, to).await?;
         }
         Ok(())
@@ -728,7 +724,7 @@ impl Session {
         chunk: &mut Chunk,
         to: &mpsc::Sender<Vec<Row>>,
     ) -> Result<(), SourceError> {
-        const DOING: &str = "loading rows";
+        const DOING: &str = Session::LOADING;
         pin_mut!(rows);
         while let Some(row) = self.limit(rows.try_next(), DOING).await? {
             let read = |err: tokio_postgres::Error| SourceError::shape(DOING, chain(&err));
@@ -871,13 +867,6 @@ enum Form {
     Documents,
     /// The columns that a number's document is made of.
     Columns,
-}
-
-fn params<'a>(
-    list: &'a (dyn ToSql + Sync),
-    held: &'a Option<Vec<String>>,
-) -> [&'a (dyn ToSql + Sync); 2] {
-    [list, held]
 }
 
 /// Rows on their way to the writer.

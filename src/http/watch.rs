@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Empty;
 use hyper::body::{Body, Frame};
 use hyper::{Method, header};
 use tokio::sync::Notify;
@@ -90,7 +91,7 @@ pub(super) fn open(asking: Asking<'_>, asked: &Asked) -> Result<Reply, Fail> {
         .filter(|id| id.len() <= MOST_ID_BYTES);
     let body: Pin<Box<dyn Body<Data = Bytes, Error = Infallible> + Send>> =
         if asked.method == Method::HEAD {
-            Box::pin(Nothing)
+            Box::pin(Empty::new())
         } else {
             let watcher = Arc::new(Watcher::new(rights.clone(), last, app));
             Box::pin(hub.join(who, watched, watcher)?)
@@ -98,21 +99,6 @@ pub(super) fn open(asking: Asking<'_>, asked: &Asked) -> Result<Reply, Fail> {
     let cut_off = app.metrics.watchers_cut_off.clone();
     let reply = Reply::endless(Form::Events, Endless { body, cut_off });
     Ok(reply.with(header::CACHE_CONTROL, "no-store"))
-}
-
-/// The body of an answer to `HEAD`.
-struct Nothing;
-
-impl Body for Nothing {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Poll::Ready(None)
-    }
 }
 
 /// What a stream is about.
