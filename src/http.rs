@@ -11,6 +11,7 @@ mod lane;
 mod line;
 mod listen;
 mod lookup;
+mod page;
 mod params;
 mod swift;
 #[cfg(test)]
@@ -775,6 +776,7 @@ impl Handler for Connection {
             } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
+                May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
                 May::Token => {
                     if self
