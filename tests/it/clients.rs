@@ -1,6 +1,8 @@
 //! The files of `clients/`, as they would be copied, against a real node: what a caller gets, and what it gets while
 //! sidetone is away, hung, slow, restarted. `scripts/ensure-clients` brings the programs.
 
+mod sip;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -30,7 +32,7 @@ const LIBRARIES: [&str; 8] = [
 ];
 
 /// Where `scripts/ensure-clients` has put what it could not find installed.
-static TOOLS: LazyLock<PathBuf> = LazyLock::new(|| {
+pub(super) static TOOLS: LazyLock<PathBuf> = LazyLock::new(|| {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("clients");
     let there = |file: &str| dir.join(file).is_file();
     assert!(
@@ -42,12 +44,12 @@ static TOOLS: LazyLock<PathBuf> = LazyLock::new(|| {
 });
 
 /// A file of this repository.
-fn file(path: &str) -> PathBuf {
+pub(super) fn file(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
 /// A program that is installed or was unpacked, and finds its libraries.
-fn program(name: &str) -> Command {
+pub(super) fn program(name: &str) -> Command {
     let root = TOOLS.join("root/usr");
     let unpacked = ["bin", "sbin"].map(|dir| root.join(dir).join(name));
     let found = unpacked.into_iter().find(|path| path.is_file());
@@ -69,7 +71,7 @@ fn program(name: &str) -> Command {
 }
 
 /// Tells a Lua of this version where LuaSocket was unpacked; `;;` is where it stands when it is installed.
-fn with_luasocket(command: &mut Command, version: &str) {
+pub(super) fn with_luasocket(command: &mut Command, version: &str) {
     let root = TOOLS.join("root/usr");
     let native = fs::read_dir(root.join("lib"))
         .into_iter()
