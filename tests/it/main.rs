@@ -12,6 +12,7 @@
 mod access;
 mod admin_tcp;
 mod answers;
+mod browser;
 mod callers;
 mod cli;
 mod clock;
@@ -28,6 +29,7 @@ mod hostile;
 mod leaks;
 mod node;
 mod ops;
+mod page;
 mod proxy;
 mod rows;
 mod schema;
