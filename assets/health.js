@@ -1,7 +1,7 @@
 // How the node is: what is wrong and what to do about it first, then the same as figures, then the rows that are bad.
 
 import { $, el, facts, table, text } from './dom.js';
-import { ago, bytes, duration, moment, number, t } from './i18n.js';
+import { ago, agoHere, bytes, duration, moment, number, t } from './i18n.js';
 
 const FLOWS = ['level', 'pulling'];
 const LOST = ['connecting', 'backoff'];
@@ -16,6 +16,7 @@ function now({ status, sample }) {
   return {
     stale: sample?.stale ?? status.stale,
     staleness_ms: sample?.staleness_ms ?? status.staleness_ms,
+    proved: (sample?.at ?? Date.now()) - (sample?.staleness_ms ?? status.staleness_ms),
     behind: sample?.behind ?? status.feed.behind,
     connections: sample?.connections ?? status.connections,
   };
@@ -25,16 +26,15 @@ function now({ status, sample }) {
 export function findings(state) {
   const { status } = state;
   const found = [];
-  if (state.heard === false) found.push(['bad', 'silent', { ago: ago(state.since), why: state.why }]);
+  if (state.heard === false) found.push(['bad', 'silent', { ago: agoHere(state.since), why: state.why }]);
   if (!status) return found;
   const { feed, settings } = status;
   const limit = duration(setting(settings.stale_after));
-  const { stale, staleness_ms } = now(state);
+  const { stale, staleness_ms, proved } = now(state);
   if (!status.ready) found.push(['bad', 'notready', {}]);
   if (status.refuse_credentials) found.push(['bad', 'refused', {}]);
   if (feed.refused_database) found.push(['bad', 'database', {}]);
   if (feed.held) found.push(['warn', 'held', { since: moment(feed.held.since), ...counts(feed.held) }]);
-  const proved = Date.now() - staleness_ms;
   if (LOST.includes(feed.state) && feed.last_error) {
     found.push(['warn', 'feed', { since: moment(proved), ago: ago(proved), error: feed.last_error.text }]);
   }
@@ -87,7 +87,7 @@ export function showHealth(state) {
 
 function showContact({ heard, since }) {
   $('contact').dataset.tone = heard === null ? 'wait' : heard ? 'good' : 'bad';
-  text($('contact-text'), heard === null ? t('contact.wait') : heard ? t('contact.yes') : t('contact.no', { ago: ago(since) }));
+  text($('contact-text'), heard === null ? t('contact.wait') : heard ? t('contact.yes') : t('contact.no', { ago: agoHere(since) }));
 }
 
 function tile(id, tone, value, note) {
@@ -100,13 +100,13 @@ function tile(id, tone, value, note) {
 function tiles(state) {
   const { status } = state;
   const { feed, settings } = status;
-  const { stale, staleness_ms, behind } = now(state);
+  const { stale, staleness_ms, proved, behind } = now(state);
   const limit = duration(setting(settings.stale_after));
   tile('ready', status.ready ? 'good' : 'bad', t(status.ready ? 'yes' : 'no'),
     t('ready.note', { ...counts(status.replica), since: moment(status.started) }));
   tile('fresh', stale ? 'warn' : 'good', duration(staleness_ms), t(stale ? 'fresh.stale' : 'fresh.fresh', { limit }));
   const flows = FLOWS.includes(feed.state);
-  const since = feed.level_since ?? Date.now() - staleness_ms;
+  const since = feed.level_since ?? proved;
   tile('feed', flows ? 'good' : feed.state === 'backoff' ? 'bad' : 'warn',
     t(`feed.${flows ? 'level' : feed.state}`),
     behind ? t('feed.behind', { count: number(behind) }) : t('feed.note', { since: moment(since), ago: ago(since) }));
@@ -140,7 +140,7 @@ function details(state) {
   const place = $('details');
   if (!place.parentElement.open) return;
   const flat = [];
-  flatten('', { ...state.status, ...now(state), quarantined: undefined, status: undefined }, flat);
+  flatten('', { ...state.status, ...now(state), proved: undefined, behind: undefined, quarantined: undefined, status: undefined }, flat);
   const known = JSON.stringify(flat);
   if (place.dataset.known === known) return;
   place.dataset.known = known;

@@ -182,6 +182,14 @@ const en = {
   'token.submit': 'Go on',
   'token.wrong': 'That was not it.',
 
+  'refused.not_ready': 'Postgres cannot be reached. Calls are answered all the same.',
+  'refused.unknown_tenant': 'there is no such tenant, in Postgres or here.',
+  'refused.invalid_number': 'this is no phone number.',
+  'refused.other_database': 'the database has no tenant in common with this node’s copy; if that is right, accept the loss.',
+  'refused.overloaded': 'too many orders are waiting; try again later.',
+  'refused.stopping': 'the daemon is stopping.',
+  'refused.timeout': 'it takes longer than anybody waits; it goes on in the node, see the state of the feed.',
+
   loss: 'Let the loss through?',
   'loss.held': 'Held back at present, because Postgres no longer has them: tenants: {tenants}, numbers: {numbers}. Their calls would get “unknown_number”.',
   'loss.nothing': 'Nothing is held back at present.',
@@ -376,6 +384,14 @@ const es = {
   'token.submit': 'Continuar',
   'token.wrong': 'No era ese.',
 
+  'refused.not_ready': 'no se alcanza Postgres. A las llamadas se les responde de todos modos.',
+  'refused.unknown_tenant': 'no existe ese cliente, ni en Postgres ni aquí.',
+  'refused.invalid_number': 'esto no es un número de teléfono.',
+  'refused.other_database': 'la base de datos no tiene ningún cliente en común con la copia de este nodo; si es correcto, acepte la pérdida.',
+  'refused.overloaded': 'hay demasiadas órdenes en espera; inténtelo más tarde.',
+  'refused.stopping': 'el servicio se está deteniendo.',
+  'refused.timeout': 'tarda más de lo que nadie espera; sigue en el nodo, véase el estado del flujo.',
+
   loss: '¿Dejar pasar la pérdida?',
   'loss.held': 'Retenido ahora, porque Postgres ya no los tiene: clientes: {tenants}, números: {numbers}. Sus llamadas recibirían «unknown_number».',
   'loss.nothing': 'Ahora no hay nada retenido.',
@@ -461,4 +477,15 @@ export function moment(at) {
   return new Intl.DateTimeFormat(chosen, { hourCycle: 'h23', timeStyle: 'medium', ...(today ? {} : { dateStyle: 'medium' }) }).format(when);
 }
 
-export const ago = (at) => duration(Math.max(0, Math.floor((Date.now() - new Date(at)) / 1000) * 1000));
+/** How far the node's clock is ahead of this browser's. */
+let ahead = 0;
+
+export function setClock(at) {
+  ahead = at - Date.now();
+}
+
+/** How long ago something was by the node's clock. */
+export const ago = (at) => duration(Math.max(0, Math.floor((Date.now() + ahead - new Date(at)) / 1000) * 1000));
+
+/** How long ago something was by this browser's. */
+export const agoHere = (at) => duration(Math.max(0, Math.floor((Date.now() - at) / 1000) * 1000));

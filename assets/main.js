@@ -2,7 +2,7 @@
 
 import { $, text } from './dom.js';
 import { follow, onTokenWanted, setToken } from './api.js';
-import { applyLanguage, chooseLanguage, t } from './i18n.js';
+import { applyLanguage, chooseLanguage, setClock, t } from './i18n.js';
 import { showHealth } from './health.js';
 import { addSample, showPlots } from './plots.js';
 import { showAnswer, wireAsk } from './ask.js';
@@ -31,15 +31,20 @@ for (const button of document.querySelectorAll('[data-language]')) {
 }
 
 onTokenWanted((wrong) => new Promise((given) => {
+  const [dialog, field] = [$('token'), $('token-value')];
   text($('token-wrong'), wrong ? t('token.wrong') : '');
-  $('token-form').onsubmit = () => {
-    setToken($('token-value').value.trim());
-    $('token-value').value = '';
-    given();
+  dialog.onclose = () => {
+    const token = field.value.trim();
+    field.value = '';
+    if (dialog.returnValue === 'given' && token) {
+      setToken(token);
+      given();
+    } else {
+      dialog.showModal(); // there is nothing behind it to go back to
+    }
   };
-  // There is nothing behind it to go back to.
-  $('token').oncancel = (event) => event.preventDefault();
-  if (!$('token').open) $('token').showModal();
+  dialog.returnValue = '';
+  dialog.showModal();
 }));
 
 wireAsk();
@@ -53,6 +58,7 @@ follow('/v1/admin/events', {
       state.status = data;
     } else if (name === 'sample') {
       state.sample = data;
+      setClock(data.at);
       addSample(data);
     }
     show();

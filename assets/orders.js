@@ -96,7 +96,11 @@ export function showOrder({ status, sample }) {
 function outcome() {
   if (order.lost) return ['warn', t('order.lost'), []];
   const { ok, code, body } = order.reply;
-  if (!ok) return ['bad', t('order.failed', { why: has(`status.${body.status}`) ? t(`status.${body.status}`) : body.message }), []];
+  if (!ok) {
+    const known = has(`refused.${body.status}`);
+    const why = known ? t(`refused.${body.status}`) : body.message;
+    return ['bad', t('order.failed', { why }), known ? [el('p', { class: 'hint', lang: 'en' }, body.message)] : []];
+  }
   if (code === 202) return ['good', t('order.accepted'), []];
   const figures = Object.fromEntries(Object.entries(body).filter(([, value]) => typeof value === 'number').map(([name, value]) => [name, number(value)]));
   const words = t(`order.done.${order.what}`, { ...figures, elapsed: duration(body.elapsed_ms) });

@@ -23,6 +23,7 @@ const SPANISH = [
   [/^the call has no (.*)$/s, (name) => `la llamada no trae ${name}`],
   [/^the call's (\S+) is (.*)$/s, (name, value) => `${name} de la llamada es ${value}`],
   [/^the call's (\S+) are (.*)$/s, (name, values) => `${name} de la llamada son ${values}`],
+  [/^the call says itself whether it is outside business hours$/, () => 'la propia llamada dice si está fuera del horario de atención'],
   [/^the tenant is open at this local time$/, () => 'el cliente está abierto a esta hora local'],
   [/^the tenant is closed at this local time$/, () => 'el cliente está cerrado a esta hora local'],
   [/^the tenant has no business hours$/, () => 'el cliente no tiene horario de atención'],

@@ -81,6 +81,8 @@ async fn the_page_asks_nobody_but_its_node_and_shows_how_that_is() {
     browser
         .until("[...document.querySelectorAll('#plots canvas')].length === 6")
         .await;
+    browser.click("main > details summary").await;
+    browser.reads("#details", "feed.cursor").await;
     browser.picture("light").await;
     browser.colours("dark").await;
     browser
@@ -125,6 +127,49 @@ async fn an_operator_asks_for_a_call_by_keyboard_alone_and_reads_why_in_either_l
     browser
         .reads("#verdict-title", "Answering, level with Postgres")
         .await;
+
+    // One prompt for each thing that keeps one out, beside those of the example.
+    let with = |prompt: &str, conditions: &str, account: &str, event: &str, number: &str| {
+        format!(
+            "insert into public.prompt_bindings (prompt_id, conditions_json, account_ref, event_type, phone_number_id)
+             values ({prompt}, '{conditions}', {account}, {event}, {number});"
+        )
+    };
+    let id = |n: u32| format!("'00000000-0000-4000-8000-00000000000{n}'");
+    let (none, other) = ("null", "'f1a2b3c4-0002-4000-8000-000000000002'");
+    let prompts: String = (1..=6)
+        .map(|n| {
+            let scope = ["global", "global", "event_type", "account", "global", "global"];
+            format!(
+                "insert into public.prompts (id, tenant_id, name, scope, active)
+                 values ({id}, '6f717b5a-1a2b-4c3d-9e8f-112233445566', 'kept out {n}', '{}', {});
+                 insert into public.prompt_versions (prompt_id, version, content) select {id}, 1, 'x' where {n} <> 2;",
+                scope[n as usize - 1],
+                n != 1,
+                id = id(n),
+            )
+        })
+        .collect();
+    let bindings = [
+        with(&id(4), "{}", none, "'door_open'", none),
+        with(&id(5), "{}", "'NOBODY'", none, none),
+        with(&id(5), "{}", none, "'fire'", none),
+        with(&id(5), "{}", none, none, other),
+        with(&id(5), r#"{"zone_in":["Z7"]}"#, none, none, none),
+        with(&id(5), r#"{"vip":"yes"}"#, none, none, none),
+        with(&id(5), r#"{"colour_not_in":["red"]}"#, none, none, none),
+        with(&id(6), r#"{"odd":{"a":1}}"#, none, none, none),
+    ]
+    .concat();
+    db.sql(&format!("begin;{prompts}{bindings}commit")).await;
+    until("the node has them", async || {
+        let path = format!("/v1/admin/explain?to={ACME}");
+        node.admin("GET", &path, "")
+            .await
+            .body
+            .contains("kept out 6")
+    })
+    .await;
 
     browser.tab_to("#ask [name=to]").await;
     browser.keys("sip:+1 (415) 555-0100@edge").await;
@@ -189,12 +234,8 @@ async fn an_operator_asks_for_a_call_by_keyboard_alone_and_reads_why_in_either_l
     // The question stands in another language without being asked again; no reason is left in English.
     browser.click("[data-language=es]").await;
     browser.reads("#answer", "tiene respuesta").await;
-    assert_eq!(
-        browser
-            .eval("[...document.querySelectorAll('#why [lang=en]')].map((one) => one.innerText).filter(Boolean)")
-            .await,
-        serde_json::json!([])
-    );
+    let english = "[...document.querySelectorAll('.prompts [lang=en], #why .facts [lang=en], #why td:last-child [lang=en]')].map((one) => one.innerText)";
+    assert_eq!(browser.eval(english).await, serde_json::json!([]));
     browser.picture("spanish").await;
     // Both languages say the same things.
     let keys = "import('/assets/i18n.js').then(({messages}) => Object.values(messages).map((of) => Object.keys(of).sort().join()))";
@@ -299,7 +340,9 @@ async fn an_operator_verifies_refreshes_and_lets_a_loss_through_only_when_sure()
     browser.click("#refresh [value=tenant]").await;
     browser.fill("#refresh [name=which]", "nobody").await;
     browser.click("#refresh [type=submit]").await;
-    browser.reads("#order", "Not done: no such tenant").await;
+    browser
+        .reads("#order", "Not done: there is no such tenant")
+        .await;
     browser
         .fill("#refresh [name=which]", "seguridad-acme-sa")
         .await;
@@ -360,7 +403,9 @@ async fn the_page_says_within_seconds_that_postgres_or_the_node_is_gone_and_is_b
         .await;
     browser.picture("cut-off").await;
     browser.click("#refresh [type=submit]").await;
-    browser.reads("#order", "Not done:").await;
+    browser
+        .reads("#order", "Not done: Postgres cannot be reached.")
+        .await;
     cluster.start();
     browser.until(GOOD).await;
     browser.reads("#tile-error", "healed").await;
