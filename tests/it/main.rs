@@ -12,6 +12,7 @@
 mod access;
 mod admin_tcp;
 mod answers;
+mod browser;
 mod callers;
 mod cli;
 mod clients;
@@ -29,6 +30,7 @@ mod hostile;
 mod leaks;
 mod node;
 mod ops;
+mod page;
 mod proxy;
 mod rows;
 mod schema;
