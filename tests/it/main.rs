@@ -14,6 +14,7 @@ mod admin_tcp;
 mod answers;
 mod callers;
 mod cli;
+mod clients;
 mod clock;
 mod cluster;
 mod commands;
