@@ -113,6 +113,15 @@ pub(super) enum Listener {
     Tcp(TcpListener),
 }
 
+/// Where a caller connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// At this path.
+    Unix(PathBuf),
+    /// At this address.
+    Tcp(SocketAddr),
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -149,6 +158,17 @@ impl Drop for Own {
 }
 
 impl Door {
+    /// Where one connects to it, if that can be told.
+    pub(super) fn address(&self) -> Option<Address> {
+        match &self.listener {
+            Listener::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                Some(Address::Unix(address.as_pathname()?.to_owned()))
+            }
+            Listener::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+        }
+    }
+
     /// The next connection.
     pub(super) async fn accept(&self) -> io::Result<Stream> {
         match &self.listener {
@@ -274,6 +294,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             }
         }
     }
+    tell_other_places(config, &opened);
     let has = |doors: &[Door], unix: bool| {
         doors
             .iter()
@@ -320,6 +341,25 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
         opened.admin_tcp = Some((Door { tls, ..door }, token));
     }
     Ok(opened)
+}
+
+/// Settings that name another place than systemd's socket have no effect, which whoever changed them should hear.
+fn tell_other_places(config: &Config, opened: &Opened) {
+    let doors = opened.call.iter().map(|door| (door, &config.http.unix));
+    let doors = doors.chain(opened.admin.iter().map(|door| (door, &config.admin.unix)));
+    for (door, unix) in doors {
+        let is_named = match door.address() {
+            Some(Address::Unix(path)) => path == *unix,
+            Some(Address::Tcp(address)) => config.http.tcp.parse() == Ok(address),
+            None => true,
+        };
+        if !is_named {
+            tracing::warn!(
+                socket = door.name,
+                "systemd passes a socket at another place than the settings name; its unit decides (systemctl edit sidetone.socket)"
+            );
+        }
+    }
 }
 
 /// Makes a Unix socket at `path`.

@@ -26,6 +26,7 @@ mod feed;
 mod history;
 mod hostile;
 mod leaks;
+mod manager;
 mod node;
 mod ops;
 mod proxy;
