@@ -6,11 +6,13 @@
 
 mod admin;
 mod audit;
+mod events;
 mod host;
 mod lane;
 mod line;
 mod listen;
 mod lookup;
+mod page;
 mod params;
 mod swift;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::audit::Audit;
+use self::events::Listeners;
 use self::lane::Lanes;
 use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
@@ -205,6 +208,8 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     app.metrics.watchers_limit.set(told(watchers));
     let hub = Arc::new(Hub::new(watchers, app.metrics.clone()));
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
+    let listeners = Arc::new(Listeners::new());
+    let measuring = tokio::spawn(listeners.clone().run(app.clone(), stop.clone()));
     let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
         token,
@@ -215,6 +220,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         own: sd_notify::watchdog_enabled()
             .map(|_| rustix::process::getpid().as_raw_nonzero().get()),
         hub,
+        listeners,
         app,
     });
     let (call, admin) = (Room::new(places), Room::new(ADMIN_CONNECTIONS));
@@ -237,9 +243,9 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         room: remote.clone(),
     }));
     let watching = async {
-        let ended = watching.await;
+        let ended = tokio::try_join!(watching, measuring);
         if ended.is_err() || !stop.is_cancelled() {
-            tracing::error!("what tells watchers of changes ended by itself");
+            tracing::error!("what tells watchers of changes, or pages, ended by itself");
             return;
         }
         std::future::pending().await
@@ -651,6 +657,7 @@ struct Node {
     /// This process, where it asks itself for the service manager's watchdog.
     own: Option<i32>,
     hub: Arc<Hub>,
+    listeners: Arc<Listeners>,
     /// What operators over TCP show.
     token: Option<Token>,
 }
@@ -795,15 +802,17 @@ impl Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node {
-                app,
-                audit,
-                dialling,
-                ..
-            } = &*self.node;
+            let Node { audit, .. } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
-                May::Admin(true) => admin::answer(app, dialling, asked).await,
+                May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
+                May::Admin(true) | May::Token
+                    if let Err(fail) = host::check_same_origin(&asked.method, &asked.headers) =>
+                {
+                    audit.refused(&self.caller, "admin: a page of another origin");
+                    fail.reply(Form::Json)
+                }
+                May::Admin(true) => admin::answer(&self.node, &self.caller, asked).await,
                 May::Token => {
                     if self
                         .node
@@ -811,7 +820,7 @@ impl Handler for Connection {
                         .as_ref()
                         .is_some_and(|token| token.is_shown(&asked))
                     {
-                        return admin::answer(app, dialling, asked).await;
+                        return admin::answer(&self.node, &self.caller, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");
                     tokio::time::sleep(token::DELAY).await;
@@ -843,8 +852,9 @@ impl Handler for Connection {
 
     fn hosts(&self) -> Option<&[String]> {
         match (&self.caller, &self.may) {
+            // A browser gets to the operators' socket by a tunnel, and with it whatever page is open in it.
+            (_, May::Admin(_) | May::Token) => Some(&self.node.app.config.admin.hosts),
             (Caller::Unix(_) | Caller::Own(_), _) => None,
-            (Caller::Tcp, May::Token) => Some(&self.node.app.config.admin.hosts),
             (Caller::Tcp, _) => Some(&[]),
         }
     }
