@@ -55,7 +55,7 @@ use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
 
-pub use self::listen::BindError;
+pub use self::listen::{Address, BindError};
 #[doc(hidden)]
 pub use self::params::{Said, read};
 
@@ -105,6 +105,14 @@ impl Doors {
     /// Where calls are answered, for people.
     pub fn call(&self) -> impl Iterator<Item = &str> {
         self.call.iter().map(|door| door.name.as_str())
+    }
+
+    /// Where a caller of this host connects, the Unix socket first.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        let all: Vec<_> = self.call.iter().filter_map(Door::address).collect();
+        let unix = all.iter().find(|one| matches!(one, Address::Unix(_)));
+        unix.or(all.first()).cloned()
     }
 
     /// Where operators are answered, for people.
@@ -211,6 +219,8 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         access: doors.access,
         audit: Audit::default(),
         daemon: rustix::process::geteuid().as_raw(),
+        own: sd_notify::watchdog_enabled()
+            .map(|_| rustix::process::getpid().as_raw_nonzero().get()),
         hub,
         listeners,
         app,
@@ -690,6 +700,8 @@ struct Node {
     audit: Audit,
     dialling: Dialling,
     daemon: u32,
+    /// This process, where it asks itself for the service manager's watchdog.
+    own: Option<i32>,
     hub: Arc<Hub>,
     listeners: Arc<Listeners>,
     /// What operators over TCP show.
@@ -703,23 +715,25 @@ impl Host for Node {
     fn connect(self: &Arc<Self>, door: &Door, side: Side, arrival: &Arrival) -> Connection {
         let with_groups = side == Side::Admin || self.access.asks_for_groups();
         let caller = match door.peer(arrival, with_groups) {
+            Some(peer) if side == Side::Call && self.is_this_process(&peer) => Caller::Own(peer),
             Some(peer) => Caller::Unix(peer),
             None => Caller::Tcp,
         };
         let may = match (side, &caller) {
             (Side::Call, _) => May::Call(self.access.rights(&caller, Instant::now())),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
-            (Side::Admin, Caller::Tcp) => May::Token,
+            (Side::Admin, Caller::Tcp | Caller::Own(_)) => May::Token,
         };
-        if side == Side::Call {
-            self.app.metrics.connections_total.inc();
-            self.app.metrics.connections.inc();
-        }
-        Connection {
+        let connection = Connection {
             node: self.clone(),
             caller,
             may,
+        };
+        if connection.is_counted() {
+            self.app.metrics.connections_total.inc();
+            self.app.metrics.connections.inc();
         }
+        connection
     }
 
     fn must_know_better(&self) -> bool {
@@ -760,6 +774,11 @@ impl Host for Node {
 }
 
 impl Node {
+    /// Whether the daemon asks itself. The user is compared too: what connected may have ended, and left its number to us.
+    fn is_this_process(&self, peer: &Peer) -> bool {
+        peer.uid == self.daemon && self.own.is_some() && peer.pid == self.own
+    }
+
     /// Root, the daemon's user, and the group that the socket's mode lets in.
     fn is_operator(&self, peer: &Peer, group: Option<u32>) -> bool {
         peer.uid == 0 || peer.uid == self.daemon || group.is_some_and(|gid| peer.is_in(gid))
@@ -796,13 +815,18 @@ impl May {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let May::Call(_) = self.may {
+        if self.is_counted() {
             self.node.app.metrics.connections.dec();
         }
     }
 }
 
 impl Connection {
+    /// Whether it is one of callers.
+    fn is_counted(&self) -> bool {
+        matches!(self.may, May::Call(_)) && !matches!(self.caller, Caller::Own(_))
+    }
+
     fn asking<'a>(&'a self, rights: &'a Rights) -> lookup::Asking<'a> {
         let Node {
             app,
@@ -877,7 +901,7 @@ impl Handler for Connection {
         match (&self.caller, &self.may) {
             // A browser gets to the operators' socket by a tunnel, and with it whatever page is open in it.
             (_, May::Admin(_) | May::Token) => Some(&self.node.app.config.admin.hosts),
-            (Caller::Unix(_), _) => None,
+            (Caller::Unix(_) | Caller::Own(_), _) => None,
             (Caller::Tcp, _) => Some(&[]),
         }
     }

@@ -120,6 +120,15 @@ pub(super) enum Listener {
     Tcp(TcpListener),
 }
 
+/// Where a caller connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// At this path.
+    Unix(PathBuf),
+    /// At this address.
+    Tcp(SocketAddr),
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -171,6 +180,17 @@ impl AsRawFd for Door {
 }
 
 impl Door {
+    /// Where one connects to it, if that can be told.
+    pub(super) fn address(&self) -> Option<Address> {
+        match &self.listener {
+            Listener::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                Some(Address::Unix(address.as_pathname()?.to_owned()))
+            }
+            Listener::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+        }
+    }
+
     /// Nobody can connect any more to a socket of ours; who did already can still be accepted.
     pub(super) fn refuse_new(&self) {
         let own = self
@@ -336,6 +356,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             }
         }
     }
+    tell_other_places(config, &opened);
     let has = |doors: &[Door], unix: bool| {
         doors
             .iter()
@@ -382,6 +403,25 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
         opened.admin_tcp = Some((Door { tls, ..door }, token));
     }
     Ok(opened)
+}
+
+/// Settings that name another place than systemd's socket have no effect, which whoever changed them should hear.
+fn tell_other_places(config: &Config, opened: &Opened) {
+    let doors = opened.call.iter().map(|door| (door, &config.http.unix));
+    let doors = doors.chain(opened.admin.iter().map(|door| (door, &config.admin.unix)));
+    for (door, unix) in doors {
+        let is_named = match door.address() {
+            Some(Address::Unix(path)) => path == *unix,
+            Some(Address::Tcp(address)) => config.http.tcp.parse() == Ok(address),
+            None => true,
+        };
+        if !is_named {
+            tracing::warn!(
+                socket = door.name,
+                "systemd passes a socket at another place than the settings name; its unit decides (systemctl edit sidetone.socket)"
+            );
+        }
+    }
 }
 
 /// Makes a Unix socket at `path`.

@@ -100,7 +100,7 @@ pub(super) struct Asking<'a> {
 /// Answers a request of the call side, and counts it.
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     let begun = Instant::now();
-    counted(asking.app, begun, routed(asking, asked, begun).await)
+    counted(asking, begun, routed(asking, asked, begun).await)
 }
 
 /// The answer to a plain request of the call side from memory, counted as every other. None, and nothing done, where
@@ -138,7 +138,11 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
         Ok(reply) => (Outcome::Ok, reply),
         Err(fail) => (fail.outcome, fail.reply(wants.form(asked.query))),
     };
-    Some(counted(app, begun, (wants.route(), Some(outcome), reply)))
+    Some(counted(
+        asking,
+        begun,
+        (wants.route(), Some(outcome), reply),
+    ))
 }
 
 /// Answers an operator who asks what a call would be told, or why: as a call is answered, but not counted as one.
@@ -154,12 +158,15 @@ pub(super) async fn as_if_called(asking: Asking<'_>, explains: bool, asked: &Ask
     }
 }
 
-/// An answer, counted.
+/// An answer, counted unless the daemon gave it to itself.
 fn counted(
-    app: &App,
+    Asking { app, caller, .. }: Asking<'_>,
     begun: Instant,
     (route, outcome, reply): (Route, Option<Outcome>, Reply),
 ) -> Reply {
+    if matches!(caller, Caller::Own(_)) {
+        return reply;
+    }
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }

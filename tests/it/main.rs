@@ -28,6 +28,7 @@ mod feed;
 mod history;
 mod hostile;
 mod leaks;
+mod manager;
 mod markdown;
 mod node;
 mod ops;
