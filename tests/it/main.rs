@@ -15,6 +15,7 @@ mod answers;
 mod browser;
 mod callers;
 mod cli;
+mod clients;
 mod clock;
 mod cluster;
 mod commands;
