@@ -188,7 +188,10 @@ async fn an_operator_asks_for_a_call_by_keyboard_alone_and_reads_why_in_either_l
     browser.tab_to("#ask [type=submit]").await;
     browser.keys(ENTER).await;
     browser
-        .reads("#answer", "+14155550100 is answered: Seguridad ACME S.A.")
+        .reads(
+            "#answer",
+            "+14155550100 is answered (Seguridad ACME S.A.); prompts chosen: 4 of 10.",
+        )
         .await;
     let told = node
         .admin(
