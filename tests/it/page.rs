@@ -97,6 +97,12 @@ async fn the_page_asks_nobody_but_its_node_and_shows_how_that_is() {
     let wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]";
     let wide = browser.eval(wide).await;
     assert_eq!(wide[0], wide[1], "it scrolls sideways");
+    let tall = "Math.max(...[...document.querySelectorAll('#details dd')].map((one) => one.offsetHeight)) < 90";
+    assert_eq!(
+        browser.eval(tall).await,
+        true,
+        "values are columns of letters"
+    );
     browser.picture("narrow").await;
     is_at_peace(&browser, &url).await;
 }
