@@ -62,6 +62,21 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "`GET /v1/admin/status`",
         "one snapshot of the node's health",
     ),
+    (
+        "admin",
+        "`GET /v1/admin/events`",
+        "server-sent events of the page: `status`, `sample`, `end`; see [page.md](page.md)",
+    ),
+    (
+        "admin",
+        "`GET /v1/admin/lookup?to=…`",
+        "what a call would be told, not counted as one",
+    ),
+    (
+        "admin",
+        "`GET /v1/admin/explain?to=…[&at=…]`",
+        "why; as the call side's, not counted as a call",
+    ),
     ("admin", "`POST /v1/admin/refresh`", "pull now and rebuild"),
     (
         "admin",
@@ -74,6 +89,7 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "read the keyring again",
     ),
     ("admin", "`PUT /v1/admin/log`", "change the log's filter"),
+    ("admin", "`GET /`", "the page; see [page.md](page.md)"),
 ];
 
 /// What can be said of a call.

@@ -12,6 +12,7 @@
 mod access;
 mod admin_tcp;
 mod answers;
+mod browser;
 mod callers;
 mod cli;
 mod clients;
@@ -30,6 +31,7 @@ mod leaks;
 mod markdown;
 mod node;
 mod ops;
+mod page;
 mod proxy;
 mod rows;
 mod schema;
