@@ -6,6 +6,7 @@
 
 mod admin;
 mod audit;
+mod description;
 mod host;
 mod lane;
 mod line;

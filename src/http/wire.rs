@@ -51,6 +51,8 @@ pub(super) enum Form {
     Metrics,
     /// Server-sent events.
     Events,
+    /// A file of this media type.
+    File(&'static str),
 }
 
 impl Form {
@@ -61,6 +63,7 @@ impl Form {
             Self::Plain => "text/plain; charset=utf-8",
             Self::Metrics => "text/plain; version=0.0.4; charset=utf-8",
             Self::Events => "text/event-stream",
+            Self::File(media_type) => media_type,
         }
     }
 }
@@ -302,14 +305,16 @@ impl Fail {
 /// An error in any words.
 pub(super) fn failure(code: StatusCode, form: Form, status: &str, message: &str) -> Reply {
     let body = match form {
-        Form::Json | Form::Metrics | Form::Events => answer::error_json(status, message),
+        Form::Json | Form::Metrics | Form::Events | Form::File(_) => {
+            answer::error_json(status, message)
+        }
         Form::Pairs => answer::error_form(status, message),
         Form::Plain => Vec::new(),
     };
     Reply::new(
         code,
         match form {
-            Form::Metrics | Form::Events => Form::Json,
+            Form::Metrics | Form::Events | Form::File(_) => Form::Json,
             form => form,
         },
         body,
@@ -514,6 +519,14 @@ async fn whole(mut body: Incoming, headers: &HeaderMap, most: u64) -> Result<Byt
     } else {
         Ok(kept.into())
     }
+}
+
+/// Whether one of the listed tags is this one, or any will do.
+pub(super) fn names_tag(given: &str, etag: &str) -> bool {
+    given
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
 /// Whether a caller may leave `Host` out.
