@@ -13,6 +13,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::admit::AdmissionLimits;
+use crate::cause::chain;
 use crate::config::{Config, Sources};
 use crate::engine::{Engine, Parts};
 use crate::feed::handle::FeedHandle;
@@ -100,6 +101,9 @@ pub async fn run(
         Opened::SetAside { to, why } => {
             tracing::error!(to = %to.display(), why, "the replica was set aside and a new one begun; everything is copied from Postgres");
         }
+    }
+    if let Err(err) = replica.fit_to(&keyring) {
+        tracing::warn!(error = %chain(&err), "the replica is still sealed for the keys of before; keep those in keys.file until it can be written and the keys are reloaded");
     }
     let held = Some(config.replica.tenants.clone()).filter(|tenants| !tenants.is_empty());
     let engine = Arc::new(Engine::new(Parts {

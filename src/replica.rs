@@ -454,14 +454,27 @@ impl Replica {
             }
             .into());
         }
-        let wrapped = tried!("reading the data key", meta.get("keys"))?.map(|v| v.value().to_vec());
-        let wrapped: Vec<WrappedKey> = wrapped
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .unwrap_or_default();
+        let wrapped = read_keys(&meta)?;
         for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
             tried!("opening the tables", txn.open_table(table))?;
         }
         DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)
+    }
+
+    /// Wraps the data key under the keys of this keyring where it is wrapped under others: a key that came into the ring
+    /// while no daemon ran opens the replica when it is the only one left, and one that went opens it no more.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] when it cannot be written; then the old keys still open it.
+    pub fn fit_to(&self, keyring: &Keyring) -> Result<(), ReplicaError> {
+        let wrapped = {
+            let txn = self.store.read()?;
+            read_keys(&tried!("reading the data key", txn.open_table(META))?)?
+        };
+        if DataKey::is_wrapped_under(&wrapped, keyring) {
+            return Ok(());
+        }
+        self.rewrap(keyring)
     }
 
     /// Wraps the data key under the keys of another keyring, so that any of them opens the replica from now on.
@@ -882,6 +895,16 @@ impl View<'_> {
         close(&mut all, running.take());
         Ok(all)
     }
+}
+
+/// The wrapped data key; nothing where it cannot be read.
+fn read_keys(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<WrappedKey>, ReplicaError> {
+    let keys = tried!("reading the data key", meta.get("keys"))?;
+    Ok(keys
+        .and_then(|json| serde_json::from_slice(json.value()).ok())
+        .unwrap_or_default())
 }
 
 fn write_keys(

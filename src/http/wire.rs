@@ -347,7 +347,7 @@ pub(super) trait Handler: Send + Sync + 'static {
     /// A request that never becomes an [`Asked`], because of its head, target or body, or whose answer failed.
     fn refused(&self, outcome: Outcome);
 
-    /// Over TCP, where `Host` and `Origin` count: the names that this node has besides those of the loopback.
+    /// Over TCP and for operators, where `Host` and `Origin` count: the names that this node has besides those of the loopback.
     fn hosts(&self) -> Option<&[String]>;
 }
 

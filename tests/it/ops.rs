@@ -885,6 +885,47 @@ async fn keys_are_rotated_without_a_failed_answer_and_the_old_one_is_needed_no_m
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn keys_that_change_while_no_daemon_runs_open_the_replica_by_themselves_from_the_next_start_on()
+ {
+    let db = Cluster::shared().database().await;
+    let mut node = Node::with_example(&db, "").await;
+    node.level().await;
+    let language = async |node: &Node| {
+        node.answering().await;
+        node.get(&format!("/v1/lookup?to={ACME}")).await.status
+    };
+    let ring = node.path("keyring.toml");
+    let old = fs::read_to_string(&ring).unwrap();
+    node.stop();
+    let file = ring.to_str().unwrap();
+    let add = node.cli(&["keygen", "--file", file, "--id", "k2", "--add"]);
+    assert!(add.status.success(), "{add:?}");
+    node.configure(AWAY, "");
+    node.start();
+    assert_eq!(language(&node).await, 200);
+    node.stop();
+
+    let new: String = fs::read_to_string(&ring)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.starts_with("k1"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&ring, &new).unwrap();
+    node.start();
+    assert_eq!(language(&node).await, 200, "k2 alone opens the replica");
+    node.stop();
+
+    fs::write(&ring, &old).unwrap();
+    node.start();
+    assert_eq!(
+        language(&node).await,
+        503,
+        "the key that went opens the replica no more"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_is_still_needed_withholds_its_credentials_by_name_and_heals_when_it_is_back() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, "").await;
