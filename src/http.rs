@@ -7,6 +7,7 @@
 mod acceptor;
 mod admin;
 mod audit;
+mod description;
 mod events;
 mod host;
 mod lane;
