@@ -19,9 +19,9 @@ use crate::engine::{Engine, Parts};
 use crate::feed::handle::FeedHandle;
 use crate::feed::{self, Feed};
 use crate::health::Health;
-use crate::http::{self, App};
+use crate::http::{self, App, Gate};
 use crate::log::LogControl;
-use crate::metrics::Metrics;
+use crate::metrics::{Certificate, Metrics};
 use crate::replica::{Opened, Replica, ReplicaError};
 use crate::seal::{Keyring, KeyringError};
 use crate::source::migrate::SCHEMA_VERSION;
@@ -56,8 +56,8 @@ pub enum DaemonError {
     Ended(&'static str),
 }
 
-/// Runs a node until `stop`, then drains within `http.drain_timeout`. With `sources`, SIGHUP reads the log filter and
-/// the keyring again.
+/// Runs a node until `stop`, then drains within `http.drain_timeout`. SIGHUP reads the keyring and the files of
+/// operators over TCP again, and with `sources` the log filter.
 ///
 /// # Errors
 /// [`DaemonError`]; before the sockets are bound nothing was answered.
@@ -133,6 +133,13 @@ pub async fn run(
         started: Timestamp::now(),
     });
     let doors = http::bind(&config)?;
+    let gate = doors.gate();
+    if let Some(gate) = &gate {
+        gate.tell_expiry(&metrics);
+    }
+    metrics
+        .certificate_expiry
+        .set_time(Certificate::PostgresCa, target.authorities_expiry);
     let feed = Feed {
         target,
         read_target,
@@ -178,7 +185,10 @@ pub async fn run(
             () = stop.cancelled() => break None,
             _ = &mut serving => break Some("call listener"),
             Some(part) = parts.join_next() => break Some(part.unwrap_or("feed, by a panic,")),
-            Some(()) = hangups.recv() => reload(&engine, &log, sources.as_ref()).await,
+            Some(()) = hangups.recv() => {
+                reload(&engine, &log, sources.as_ref()).await;
+                reload_gate(gate.as_ref(), &metrics).await;
+            }
         }
     };
     tell_manager(&[sd_notify::NotifyState::Stopping]);
@@ -236,6 +246,23 @@ async fn reload(engine: &Arc<Engine>, log: &LogControl, sources: Option<&Sources
         Err(err) => {
             tracing::error!(error = %err, "the settings cannot be read again; the old ones stay in force")
         }
+    }
+}
+
+async fn reload_gate(gate: Option<&Arc<Gate>>, metrics: &Metrics) {
+    let Some(gate) = gate else { return };
+    let reloading = Arc::clone(gate);
+    match tokio::task::spawn_blocking(move || reloading.reload()).await {
+        Ok(Ok(())) => {
+            gate.tell_expiry(metrics);
+            tracing::info!("token and certificates of admin.tcp read again");
+        }
+        Ok(Err(err)) => {
+            tracing::error!(error = %chain(&err), "token and certificates of admin.tcp cannot be read again; the old ones stay in force")
+        }
+        Err(_) => tracing::error!(
+            "reading the certificates of admin.tcp again panicked; the old ones stay in force"
+        ),
     }
 }
 

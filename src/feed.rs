@@ -28,7 +28,7 @@ use crate::change::{
 use crate::config::FeedConfig;
 use crate::engine::Engine;
 use crate::health::{FeedState, Health, Held, LastError, since_boot};
-use crate::metrics::{ChangeKind, Disconnect, Metrics, PullCause};
+use crate::metrics::{Certificate, ChangeKind, Disconnect, Metrics, PullCause};
 use crate::replica::{self, Applied, Comparison, Cover, Incoming, Terms, What};
 use crate::row::Table;
 use crate::source::migrate::SCHEMA_VERSION;
@@ -321,6 +321,7 @@ impl Feed {
             Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
             None => None,
         };
+        self.tell_certificate();
         let (busy, watched) = watch::channel(None);
         let link = Link {
             bell: session,
@@ -1067,6 +1068,17 @@ impl Feed {
         {
             self.engine.proven_level(proves);
         }
+    }
+
+    /// When the first ends of those that were shown.
+    fn tell_certificate(&self) {
+        let targets = [Some(&self.target), self.read_target.as_ref()];
+        let shown = targets
+            .into_iter()
+            .flatten()
+            .filter_map(Target::shown_expiry);
+        let told = &self.metrics.certificate_expiry;
+        told.set_time(Certificate::PostgresServer, shown.min());
     }
 
     fn tell_pull_started(&self) {

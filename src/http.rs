@@ -39,7 +39,6 @@ use self::lane::Lanes;
 use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
 use self::swift::Plain;
-use self::token::Token;
 use self::watch::Hub;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
@@ -54,6 +53,7 @@ use crate::number::Dialling;
 pub use self::listen::BindError;
 #[doc(hidden)]
 pub use self::params::{Said, read};
+pub use self::token::Gate;
 
 /// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;
@@ -93,7 +93,7 @@ pub struct App {
 pub struct Doors {
     call: Vec<Door>,
     admin: Option<Door>,
-    admin_tcp: Option<(Door, Token)>,
+    admin_tcp: Option<Door>,
     access: Access,
 }
 
@@ -101,6 +101,12 @@ impl Doors {
     /// Where calls are answered, for people.
     pub fn call(&self) -> impl Iterator<Item = &str> {
         self.call.iter().map(|door| door.name.as_str())
+    }
+
+    /// What lets operators over TCP in, where there is such a listener.
+    #[must_use]
+    pub fn gate(&self) -> Option<Arc<Gate>> {
+        self.admin_tcp.as_ref()?.gate.clone()
     }
 
     /// Where operators are answered, for people.
@@ -150,16 +156,15 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// What of the files for operators over TCP cannot be used, for `check`.
+/// The files for operators over TCP as they are now, for `check`.
 ///
 /// # Errors
 /// [`BindError`]: the first thing that would keep the daemon from starting.
-pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
-    if !config.admin.tcp.is_empty() {
-        Token::load(&config.admin.token_file)?;
-        token::tls(&config.admin)?;
+pub fn try_admin_tcp(config: &Config) -> Result<Option<Gate>, BindError> {
+    if config.admin.tcp.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    Gate::load(&config.admin).map(Some)
 }
 
 /// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
@@ -198,9 +203,8 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     app.metrics.watchers_limit.set(told(watchers));
     let hub = Arc::new(Hub::new(watchers, app.metrics.clone()));
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
-    let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
-        token,
+        gate: doors.gate(),
         dialling: app.config.dialling(),
         access: doors.access,
         audit: Audit::default(),
@@ -222,7 +226,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     }));
     // Of its own room: strangers who try tokens take none of those who need none.
     let remote = Room::new(ADMIN_CONNECTIONS);
-    entrances.extend(admin_tcp.into_iter().map(|door| Entrance {
+    entrances.extend(doors.admin_tcp.into_iter().map(|door| Entrance {
         door,
         side: Side::Admin,
         room: remote.clone(),
@@ -590,7 +594,7 @@ impl<H: Host> Answering<H> {
                     return tracing::debug!(error = %err, "a caller was gone before it was known");
                 }
             };
-            let tls = door.tls.clone();
+            let tls = door.gate.as_ref().and_then(|gate| gate.tls());
             drop(door);
             let shaken = tokio::select! {
                 shaken = shake_hands(stream, tls, limits.ends.header_timeout) => shaken,
@@ -640,8 +644,8 @@ struct Node {
     dialling: Dialling,
     daemon: u32,
     hub: Arc<Hub>,
-    /// What operators over TCP show.
-    token: Option<Token>,
+    /// What lets operators over TCP in.
+    gate: Option<Arc<Gate>>,
 }
 
 impl Host for Node {
@@ -772,6 +776,7 @@ impl Handler for Connection {
                 app,
                 audit,
                 dialling,
+                gate,
                 ..
             } = &*self.node;
             match &self.may {
@@ -779,12 +784,7 @@ impl Handler for Connection {
                 May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
                 May::Admin(true) => admin::answer(app, dialling, asked).await,
                 May::Token => {
-                    if self
-                        .node
-                        .token
-                        .as_ref()
-                        .is_some_and(|token| token.is_shown(&asked))
-                    {
+                    if gate.as_ref().is_some_and(|gate| gate.is_shown(&asked)) {
                         return admin::answer(app, dialling, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");

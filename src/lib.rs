@@ -30,6 +30,7 @@ pub mod config;
 pub mod condition;
 pub mod hours;
 pub mod row;
+pub mod certificate;
 pub mod number;
 pub mod cause;
 #[cfg(test)]

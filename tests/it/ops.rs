@@ -1243,7 +1243,18 @@ async fn every_metric_is_there_from_the_first_scrape_with_help_and_base_unit_and
         })
         .collect();
     let allowed = BTreeSet::from([
-        "cause", "event", "kind", "le", "outcome", "reason", "route", "state", "table", "version",
+        "cause",
+        "certificate",
+        "event",
+        "kind",
+        "le",
+        "outcome",
+        "reason",
+        "role",
+        "route",
+        "state",
+        "table",
+        "version",
     ]);
     assert_eq!(labels, allowed);
     for known in ["seguridad", "6f717b5a", "4155550100", "openai"] {
