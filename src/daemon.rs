@@ -26,6 +26,7 @@ use crate::replica::{Opened, Replica, ReplicaError};
 use crate::seal::{Keyring, KeyringError};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{ReadThrough, Target, TargetError};
+use crate::trace::{Traces, TracesError};
 
 /// Why the daemon does not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +46,9 @@ pub enum DaemonError {
     /// `http.*` and `admin.*`
     #[error(transparent)]
     Bind(#[from] http::BindError),
+    /// `log.otlp_endpoint`
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// Two metrics share a name.
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
@@ -86,6 +90,7 @@ pub async fn run(
         }
     }
     let metrics = Arc::new(Metrics::new()?);
+    let traces = Traces::new(&config.log.otlp_endpoint, &node, &metrics)?;
     let health = Arc::new(Health::new(
         config.feed.stale_after,
         config.feed.refuse_credentials_after,
@@ -128,6 +133,7 @@ pub async fn run(
         metrics: Arc::clone(&metrics),
         feed: feed_handle,
         config: Arc::new(config.clone()),
+        traces: traces.clone(),
         log: log.clone(),
         node,
         started: Timestamp::now(),
@@ -148,6 +154,7 @@ pub async fn run(
         engine: Arc::clone(&engine),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        traces: traces.clone(),
         orders,
     };
 
@@ -207,6 +214,7 @@ pub async fn run(
     })
     .await;
     let _ = judged.await;
+    traces.shut_down().await;
     tracing::info!("stopped");
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
 }

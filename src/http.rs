@@ -49,6 +49,7 @@ use crate::health::Health;
 use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
+use crate::trace::Traces;
 
 pub use self::listen::BindError;
 #[doc(hidden)]
@@ -80,6 +81,8 @@ pub struct App {
     pub feed: FeedHandle,
     /// Every setting.
     pub config: Arc<Config>,
+    /// Where slow answers are traced.
+    pub traces: Traces,
     /// The log's filter.
     pub log: LogControl,
     /// Name of this node.

@@ -23,6 +23,7 @@ pub mod change;
 pub mod seal;
 pub mod profile;
 pub mod stack;
+pub mod trace;
 pub mod metrics;
 pub mod health;
 pub mod access;

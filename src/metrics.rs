@@ -152,6 +152,16 @@ label! {
 }
 
 label! {
+    /// How a delivery of traces ended.
+    Delivery {
+        /// The collector has them.
+        Delivered = "delivered",
+        /// It may be tried again; in the end they are lost.
+        Failed = "failed",
+    }
+}
+
+label! {
     /// Certificates whose end is watched.
     Certificate {
         /// `admin.tls_cert`
@@ -296,6 +306,7 @@ pub struct Metrics {
     quarantined: IntGaugeVec,
     pub credentials_withheld: IntGauge,
     pub notification_queue_usage: Gauge,
+    pub trace_batches: Per<Delivery, IntCounter>,
     pub certificate_expiry: Per<Certificate, Gauge>,
     pub key_expiry: Per<KeyRole, Gauge>,
     _build_info: IntGaugeVec,
@@ -473,6 +484,12 @@ impl Metrics {
                 r,
                 "postgres_notification_queue_usage_ratio",
                 "How full Postgres's notification queue is; above 0.5 doorbells stop",
+            )?,
+            trace_batches: counters(
+                r,
+                "trace_batches_total",
+                "Deliveries of traces to log.otlp_endpoint that were tried, by outcome",
+                "outcome",
             )?,
             certificate_expiry: times(
                 r,

@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
@@ -62,6 +63,9 @@ impl Level {
         }
     }
 }
+
+/// How long a collector of traces may take to be reached.
+const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// So long before its end something is told to end soon, as the alerts do.
 const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
@@ -172,6 +176,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     }
     block_on(async {
         sockets(&config, &mut findings).await;
+        collector(&config, &mut findings).await;
         if !args.offline {
             postgres(&config, &mut findings).await;
         }
@@ -462,6 +467,36 @@ async fn sockets(config: &Config, findings: &mut Findings) {
             "end what listens there, or choose another port",
         ),
     }
+}
+
+/// Nothing depends on it.
+async fn collector(config: &Config, findings: &mut Findings) {
+    let (subject, told) = ("log.otlp_endpoint", &config.log.otlp_endpoint);
+    if told.is_empty() {
+        return findings.ok(subject, "off");
+    }
+    // It was read with the other settings.
+    let Ok(place) = config::collector(told) else {
+        return;
+    };
+    let bare = place.host().unwrap_or_default();
+    let host = bare.trim_start_matches('[').trim_end_matches(']');
+    let default = if place.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    let connecting = tokio::net::TcpStream::connect((host, place.port_u16().unwrap_or(default)));
+    let failure = match tokio::time::timeout(COLLECTOR_TIMEOUT, connecting).await {
+        Ok(Ok(_)) => return findings.ok(subject, format!("{told}: somebody listens there")),
+        Ok(Err(err)) => err.to_string(),
+        Err(_) => format!("no connection within {COLLECTOR_TIMEOUT:?}"),
+    };
+    findings.warning(
+        subject,
+        format!("{told}: {failure}"),
+        "start the collector, or leave the setting empty; calls are answered without it",
+    );
 }
 
 async fn is_ours(config: &Config) -> bool {

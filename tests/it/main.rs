@@ -35,5 +35,6 @@ mod soak;
 mod start;
 mod storms;
 mod tls;
+mod traces;
 mod watch;
 mod worlds;
