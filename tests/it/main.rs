@@ -28,6 +28,7 @@ mod hostile;
 mod leaks;
 mod node;
 mod ops;
+mod prometheus;
 mod proxy;
 mod rows;
 mod schema;
