@@ -58,6 +58,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ),
     ("call", "`GET /metrics`", "Prometheus text"),
     (
+        "call",
+        "`GET /openapi.yaml`",
+        "description of every route, OpenAPI 3.1; on the admin side too",
+    ),
+    (
         "admin",
         "`GET /v1/admin/status`",
         "one snapshot of the node's health",

@@ -12,10 +12,11 @@ use serde_json::json;
 
 use super::App;
 use super::audit::Audit;
+use super::description;
 use super::params::{self, Question};
 use super::swift::Plain;
 use super::watch::{self, Hub};
-use super::wire::{Asked, Fail, Form, Reply, not_allowed};
+use super::wire::{Asked, Fail, Form, Reply, names_tag, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
 use crate::config::Right;
@@ -46,6 +47,7 @@ enum Target {
     Healthz,
     Readyz,
     Metrics,
+    Description,
 }
 
 /// The route of a path, whatever the method.
@@ -59,6 +61,7 @@ fn target(path: &str) -> Option<Target> {
         "/healthz" => return Some(Target::Healthz),
         "/readyz" => return Some(Target::Readyz),
         "/metrics" => return Some(Target::Metrics),
+        description::PATH => return Some(Target::Description),
         _ => Wants::Field(Field::named(path.strip_prefix("/v1/lookup/")?)?),
     };
     Some(Target::Question(wants))
@@ -130,7 +133,8 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
     let may_know = |tenant: &Tenant| rights.config(tenant);
     let found = app.engine.at_hand(&readings.first, &may_know)?;
-    if !rights.try_take(begun) {
+    let refused = || rights.credentials(&found.profile.tenant.tenant) == Providers::None;
+    if asks_for_credentials(wants, &question) && refused() || !rights.try_take(begun) {
         return None;
     }
     let (outcome, reply) = match told(asking, &found, wants, &question, &[]) {
@@ -241,7 +245,7 @@ async fn routed(
         };
         let form = match target {
             Target::Question(wants) => wants.form(&asked.query),
-            Target::Watch | Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+            _ => Form::Json,
         };
         return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
@@ -249,6 +253,7 @@ async fn routed(
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
         Target::Metrics => other(None, metrics(app)),
+        Target::Description => other(None, description::answer(asked)),
         Target::Watch => match watch::open(asking, asked) {
             Ok(reply) => (Route::Watch, Some(Outcome::Ok), reply),
             Err(fail) => (Route::Watch, Some(fail.outcome), fail.reply(Form::Json)),
@@ -469,7 +474,7 @@ fn selected(
             let unchanged = terms
                 .none_match
                 .iter()
-                .any(|given| matches(given, &resolved.etag));
+                .any(|given| names_tag(given, &resolved.etag));
             // A 304 has the length of the answer that it stands for; its body is not sent.
             let code = if unchanged {
                 StatusCode::NOT_MODIFIED
@@ -502,14 +507,6 @@ fn selected(
 
 fn no_store(reply: Reply) -> Reply {
     reply.with(header::CACHE_CONTROL, "no-store")
-}
-
-/// Whether one of the listed tags is this one, or any will do.
-fn matches(given: &str, etag: &str) -> bool {
-    given
-        .split(',')
-        .map(str::trim)
-        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
 /// The one place that says what a refusal is called.

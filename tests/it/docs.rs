@@ -272,12 +272,75 @@ fn the_spanish_readme_shows_what_the_english_one_shows() {
     assert_eq!(targets(&english), targets(&spanish));
 }
 
+/// The files of `src/`.
+fn sources() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut dirs = vec!["src".to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(repository().join(&dir)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{dir}/{}", entry.file_name().to_str().unwrap());
+            if entry.path().is_dir() {
+                dirs.push(path);
+            } else if path.ends_with(".rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_map_shows_every_file_and_no_other() {
+    let map = file("ARCHITECTURE.md");
+    let named: BTreeSet<String> = inline(&map)
+        .into_iter()
+        .filter(|word| word.ends_with(".rs"))
+        .collect();
+    for source in sources() {
+        let name = source.strip_prefix("src/").unwrap();
+        // Tests and the files of a command are not on the map one by one.
+        if name.ends_with("tests.rs") || name.starts_with("cli/") || name == "lib.rs" {
+            continue;
+        }
+        let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let whole = map.contains(&format!("`{dir}/*`"));
+        assert!(
+            named.contains(name) || (!dir.is_empty() && whole),
+            "ARCHITECTURE.md does not show {source}"
+        );
+    }
+    for name in named.iter().filter(|name| !name.contains('*')) {
+        let of_repository = repository().join(name).exists();
+        assert!(
+            of_repository
+                || repository().join("src").join(name).exists()
+                || repository().join("fuzz").join(name).exists()
+                || repository().join("fuzz/src").join(name).exists(),
+            "ARCHITECTURE.md shows {name}, which is not there"
+        );
+    }
+}
+
 #[test]
 fn every_test_that_a_document_calls_a_proof_exists() {
     let mut tried = 0;
+    let units: String = sources().iter().map(|path| file(path)).collect();
     for document in documents() {
         for word in inline(&file(&document)) {
             let Some((module, name)) = word.split_once("::") else {
+                // A unit test, by its name alone: a sentence.
+                let is_name = word
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b"_019".contains(&b));
+                let is_metric = word.starts_with("sidetone_") || word.starts_with("process_");
+                if is_name && !is_metric && word.matches('_').count() > 3 {
+                    assert!(
+                        units.contains(&format!("fn {word}()")),
+                        "{document}: no test {word}"
+                    );
+                    tried += 1;
+                }
                 continue;
             };
             let path = repository().join(format!("tests/it/{module}.rs"));

@@ -11,6 +11,7 @@
 
 mod access;
 mod admin_tcp;
+mod api;
 mod answers;
 mod browser;
 mod callers;
