@@ -7,12 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::admit::AdmissionLimits;
+use crate::cause::chain;
 use crate::config::{Config, Sources};
 use crate::engine::{Engine, Parts};
 use crate::feed::handle::FeedHandle;
@@ -20,9 +22,10 @@ use crate::feed::{self, Feed};
 use crate::health::Health;
 use crate::http::{self, App};
 use crate::log::LogControl;
+use crate::manager::{self, Watchdog};
 use crate::metrics::Metrics;
 use crate::replica::{Opened, Replica, ReplicaError};
-use crate::seal::{Keyring, KeyringError};
+use crate::seal::{Keyring, KeyringError, is_credential};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{ReadThrough, Target, TargetError};
 
@@ -101,6 +104,9 @@ pub async fn run(
             tracing::error!(to = %to.display(), why, "the replica was set aside and a new one begun; everything is copied from Postgres");
         }
     }
+    if let Err(err) = replica.fit_to(&keyring) {
+        tracing::warn!(error = %chain(&err), "the replica is still sealed for the keys of before; keep those in keys.file until it can be written and the keys are reloaded");
+    }
     let held = Some(config.replica.tenants.clone()).filter(|tenants| !tenants.is_empty());
     let engine = Arc::new(Engine::new(Parts {
         replica,
@@ -129,6 +135,7 @@ pub async fn run(
         started: Timestamp::now(),
     });
     let doors = http::bind(&config)?;
+    let watchdog = Watchdog::of_process(doors.address(), Arc::clone(&engine));
     let feed = Feed {
         target,
         read_target,
@@ -154,6 +161,16 @@ pub async fn run(
             "feed"
         }
     });
+    if let Some(watchdog) = watchdog {
+        let (draining, stop) = (stop_doors.clone(), stop_rest.clone());
+        parts.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = watchdog.feed(draining) => {}
+            }
+            "watchdog"
+        });
+    }
     parts.spawn({
         let (engine, stop) = (Arc::clone(&engine), stop_rest.clone());
         async move {
@@ -165,7 +182,7 @@ pub async fn run(
         let engine = Arc::clone(&engine);
         tokio::task::spawn_blocking(move || engine.judge_all())
     };
-    tell_manager(&[sd_notify::NotifyState::Ready]);
+    manager::tell(NotifyState::Ready);
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "answering");
 
     let mut serving = std::pin::pin!(serving);
@@ -174,10 +191,15 @@ pub async fn run(
             () = stop.cancelled() => break None,
             _ = &mut serving => break Some("call listener"),
             Some(part) = parts.join_next() => break Some(part.unwrap_or("feed, by a panic,")),
-            Some(()) = hangups.recv() => reload(&engine, &log, sources.as_ref()).await,
+            Some(()) = hangups.recv() => {
+                reload(&engine, &log, sources.as_ref()).await;
+                if is_credential(&config.keys.file) {
+                    tracing::warn!("the service manager shows the keyring as it was when the service started; restart the service for one that has changed since");
+                }
+            }
         }
     };
-    tell_manager(&[sd_notify::NotifyState::Stopping]);
+    manager::tell(NotifyState::Stopping);
     tracing::info!("draining");
     stop_doors.cancel();
     if ended != Some("call listener") {
@@ -197,17 +219,14 @@ pub async fn run(
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
 }
 
-/// What is due each second: what the cache postpones, ages for the metrics, the service manager's watchdog.
+/// What is due each second: what the cache postpones, ages for the metrics.
 async fn tick(engine: &Engine, stop: CancellationToken) {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = second.tick() => {
-                engine.tidy();
-                tell_manager(&[sd_notify::NotifyState::Watchdog]);
-            }
+            _ = second.tick() => engine.tidy(),
         }
     }
 }
@@ -249,13 +268,6 @@ fn keep_to_ourselves() {
         },
     ) {
         tracing::warn!(error = %err, "core dumps cannot be turned off");
-    }
-}
-
-/// Tells systemd, where it is the one that started us.
-fn tell_manager(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(err) = sd_notify::notify(state) {
-        tracing::debug!(error = %err, "the service manager cannot be told");
     }
 }
 

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -454,14 +455,27 @@ impl Replica {
             }
             .into());
         }
-        let wrapped = tried!("reading the data key", meta.get("keys"))?.map(|v| v.value().to_vec());
-        let wrapped: Vec<WrappedKey> = wrapped
-            .and_then(|json| serde_json::from_slice(&json).ok())
-            .unwrap_or_default();
+        let wrapped = read_keys(&meta)?;
         for table in [NUMBERS, TENANTS, INDEX, FAULTY] {
             tried!("opening the tables", txn.open_table(table))?;
         }
         DataKey::unwrap(&wrapped, keyring).ok_or(OpenFailure::Keys)
+    }
+
+    /// Wraps the data key under the keys of this keyring where it is wrapped under others: a key that came into the ring
+    /// while no daemon ran opens the replica when it is the only one left, and one that went opens it no more.
+    ///
+    /// # Errors
+    /// [`ReplicaError`] when it cannot be written; then the old keys still open it.
+    pub fn fit_to(&self, keyring: &Keyring) -> Result<(), ReplicaError> {
+        let wrapped = {
+            let txn = self.store.read()?;
+            read_keys(&tried!("reading the data key", txn.open_table(META))?)?
+        };
+        if DataKey::is_wrapped_under(&wrapped, keyring) {
+            return Ok(());
+        }
+        self.rewrap(keyring)
     }
 
     /// Wraps the data key under the keys of another keyring, so that any of them opens the replica from now on.
@@ -786,6 +800,22 @@ impl View<'_> {
         open_tenant(self.key, id, value.value()).map(Some)
     }
 
+    /// The number that comes after another one, the first after the last; none where there is none.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Storage`].
+    pub fn number_after(&self, number: &str) -> Result<Option<String>, ReplicaError> {
+        let after = (Bound::Excluded(number.as_bytes()), Bound::Unbounded);
+        let mut next = tried!("reading numbers", self.numbers.range::<&[u8]>(after))?.next();
+        if next.is_none() {
+            next = tried!("reading numbers", self.numbers.iter())?.next();
+        }
+        let Some((number, _)) = tried!("reading numbers", next.transpose())? else {
+            return Ok(None);
+        };
+        Ok(std::str::from_utf8(number.value()).ok().map(str::to_owned))
+    }
+
     /// Whether a tenant is there.
     ///
     /// # Errors
@@ -882,6 +912,16 @@ impl View<'_> {
         close(&mut all, running.take());
         Ok(all)
     }
+}
+
+/// The wrapped data key; nothing where it cannot be read.
+fn read_keys(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Vec<WrappedKey>, ReplicaError> {
+    let keys = tried!("reading the data key", meta.get("keys"))?;
+    Ok(keys
+        .and_then(|json| serde_json::from_slice(json.value()).ok())
+        .unwrap_or_default())
 }
 
 fn write_keys(
@@ -1115,6 +1155,29 @@ mod tests {
         assert_eq!(format(&replica), OLDEST);
         apply(&replica, tenant_document(ACME).to_string());
         assert_eq!(format(&replica), FORMAT);
+    }
+
+    #[test]
+    fn numbers_come_one_after_the_other_and_the_first_after_the_last() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        let after = |number: &str| replica.view().unwrap().number_after(number).unwrap();
+        assert_eq!(after(""), None);
+        let written = replica.store.write(|txn| {
+            let mut numbers = txn.open_table(NUMBERS).unwrap();
+            for number in ["+2", "+10", "+3"] {
+                numbers.insert(number.as_bytes(), [].as_slice()).unwrap();
+            }
+            drop(numbers);
+            txn.commit().unwrap();
+            Ok(())
+        });
+        written.unwrap();
+        let seen: Vec<_> = ["", "+10", "+2", "+3", "+11", "+4"].map(after).into();
+        let expected =
+            ["+10", "+2", "+3", "+10", "+2", "+10"].map(|number| Some(number.to_owned()));
+        assert_eq!(seen, expected);
     }
 
     fn format(replica: &Replica) -> u32 {

@@ -1,4 +1,5 @@
-//! Where operators ask and act: status, refresh, verify, keys, log filter. No secret stands in any answer.
+//! Where operators ask and act: status and its changes, what a call would be told and why, refresh, verify, keys, log
+//! filter. No secret and no prompt's content stands in any answer.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
-use super::{App, lookup};
+use super::{App, Node, description, lookup};
+use crate::access::{Caller, Rights};
 use crate::cause::chain;
 use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
@@ -29,16 +31,24 @@ const QUICK: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(590);
 
 /// Answers a request of the admin side.
-pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Reply {
+pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply {
+    let (app, dialling) = (&*node.app, &node.dialling);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" if !read => {
+        "/healthz" | "/readyz" | "/metrics" | description::PATH | "/v1/admin/status"
+        | "/v1/admin/events" | "/v1/admin/lookup" | "/v1/admin/explain"
+            if !read =>
+        {
             not_allowed("GET, HEAD", Form::Json)
         }
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
         "/metrics" => lookup::metrics(app),
+        description::PATH => description::answer(&asked),
         "/v1/admin/status" => Reply::json(&status(app)),
+        "/v1/admin/events" => node.listeners.open(app, &asked),
+        "/v1/admin/lookup" => as_if_called(node, caller, false, &asked).await,
+        "/v1/admin/explain" => as_if_called(node, caller, true, &asked).await,
         "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload"
             if asked.method != Method::POST =>
         {
@@ -53,6 +63,19 @@ pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Repl
     }
 }
 
+/// What a call with this question would be told, or why.
+async fn as_if_called(node: &Node, caller: &Caller, explains: bool, asked: &Asked) -> Reply {
+    let asking = lookup::Asking {
+        app: &node.app,
+        audit: &node.audit,
+        hub: &node.hub,
+        dialling: &node.dialling,
+        caller,
+        rights: &Rights::of_operators(),
+    };
+    lookup::as_if_called(asking, explains, asked).await
+}
+
 /// An answer with `status` before its own fields.
 #[derive(Serialize)]
 struct Done<T> {
@@ -63,7 +86,7 @@ struct Done<T> {
 
 /// One picture of the node.
 #[derive(Serialize)]
-struct Status {
+pub(super) struct Status {
     status: &'static str,
     node: String,
     version: &'static str,
@@ -97,7 +120,7 @@ fn keys(keys: Vec<(String, bool)>) -> Vec<Key> {
         .collect()
 }
 
-fn status(app: &App) -> Status {
+pub(super) fn status(app: &App) -> Status {
     let staleness = app.health.staleness();
     let synced = app.health.is_synced();
     let (quarantined, quarantined_rows) = app.health.quarantined(MOST_LISTED);
@@ -183,7 +206,7 @@ fn order(body: &[u8], dialling: &Dialling) -> Result<(Refresh, bool), Fail> {
     let body: RefreshBody = read(body, r#"{"scope":"all"}, {"tenant":"…"} or {"number":"…"}"#)?;
     let scope = match (body.scope, body.tenant, body.number) {
         (Some(Everything::All), None, None) => Scope::All,
-        (None, Some(tenant), None) if (1..=255).contains(&tenant.len()) => Scope::Tenant(tenant),
+        (None, Some(tenant), None) if (1..=256).contains(&tenant.len()) => Scope::Tenant(tenant),
         (None, Some(_), None) => return Err(bad("tenant must be a slug or an id")),
         (None, None, Some(number)) => Scope::Number(
             number::normalise(&number, dialling)
@@ -198,9 +221,14 @@ fn order(body: &[u8], dialling: &Dialling) -> Result<(Refresh, bool), Fail> {
     let at_least = match body.at_least {
         None => None,
         Some(Xid::Number(xid)) => Some(xid),
-        Some(Xid::Text(xid)) => Some(xid.parse().map_err(|_| {
-            bad("at_least must be a transaction id as pg_current_xact_id() tells it")
-        })?),
+        Some(Xid::Text(xid)) => Some(
+            Some(&xid)
+                .filter(|xid| xid.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|xid| xid.parse().ok())
+                .ok_or_else(|| {
+                    bad("at_least must be a transaction id as pg_current_xact_id() tells it")
+                })?,
+        ),
     };
     Ok((
         Refresh {
@@ -394,6 +422,7 @@ mod tests {
             r#"{"tenant":"a","number":"+1"}"#,
             r#"{"scope":"all","at_least":"soon"}"#,
             r#"{"scope":"all","at_least":-1}"#,
+            r#"{"scope":"all","at_least":"+7"}"#,
             r#"{"scope":"all","wait":"yes"}"#,
             r#"{"scope":"all","acept_loss":true}"#,
         ] {

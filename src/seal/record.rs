@@ -102,6 +102,20 @@ impl DataKey {
         })
     }
 
+    /// Whether every key of the ring unwraps one of `wrapped`, and nothing else does.
+    #[must_use]
+    pub fn is_wrapped_under(wrapped: &[WrappedKey], ring: &Keyring) -> bool {
+        let opens = |(kid, key): (&str, &super::keyring::Key)| {
+            wrapped.iter().any(|wrapped| {
+                wrapped.kid == kid
+                    && open(&key.data_keys, kid.as_bytes(), &wrapped.bytes)
+                        .map(Zeroizing::new)
+                        .is_ok()
+            })
+        };
+        wrapped.len() == ring.keys().count() && ring.keys().all(opens)
+    }
+
     /// `plaintext` sealed for the place that `aad` names (its table and key, say): it opens nowhere else.
     ///
     /// # Errors

@@ -11,7 +11,9 @@
 
 mod access;
 mod admin_tcp;
+mod api;
 mod answers;
+mod browser;
 mod callers;
 mod cli;
 mod clients;
@@ -27,14 +29,18 @@ mod feed;
 mod history;
 mod hostile;
 mod leaks;
+mod manager;
+mod markdown;
 mod node;
 mod ops;
+mod page;
 mod proxy;
 mod rows;
 mod schema;
 mod soak;
 mod start;
 mod storms;
+mod terminal;
 mod tls;
 mod watch;
 mod worlds;

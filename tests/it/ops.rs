@@ -20,18 +20,18 @@ const LABEL: &str = "/v1/lookup/label?to=%2B14155550100";
 const CREDENTIALS: &str = "/v1/credentials?to=%2B14155550100";
 const TENANT: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 /// Where a caller connects.
 #[derive(Clone)]
-enum Door {
+pub(crate) enum Door {
     Unix(PathBuf),
     Tcp(u16),
 }
 
 impl Door {
-    async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
+    pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
         Ok(match self {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
             Self::Tcp(port) => Box::new(TcpStream::connect(("127.0.0.1", *port)).await?),
@@ -40,7 +40,7 @@ impl Door {
 }
 
 /// Reads one answer: `None` when the connection was closed before its first byte. Part of an answer is a failure.
-async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
+pub(crate) async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
     let mut first = [0];
     match stream.read(&mut first).await {
         Ok(0) | Err(_) => None,
@@ -881,6 +881,47 @@ async fn keys_are_rotated_without_a_failed_answer_and_the_old_one_is_needed_no_m
             .await
             .text("/credentials/openai/default"),
         SECRET
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_change_while_no_daemon_runs_open_the_replica_by_themselves_from_the_next_start_on()
+ {
+    let db = Cluster::shared().database().await;
+    let mut node = Node::with_example(&db, "").await;
+    node.level().await;
+    let language = async |node: &Node| {
+        node.answering().await;
+        node.get(&format!("/v1/lookup?to={ACME}")).await.status
+    };
+    let ring = node.path("keyring.toml");
+    let old = fs::read_to_string(&ring).unwrap();
+    node.stop();
+    let file = ring.to_str().unwrap();
+    let add = node.cli(&["keygen", "--file", file, "--id", "k2", "--add"]);
+    assert!(add.status.success(), "{add:?}");
+    node.configure(AWAY, "");
+    node.start();
+    assert_eq!(language(&node).await, 200);
+    node.stop();
+
+    let new: String = fs::read_to_string(&ring)
+        .unwrap()
+        .lines()
+        .filter(|line| !line.starts_with("k1"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fs::write(&ring, &new).unwrap();
+    node.start();
+    assert_eq!(language(&node).await, 200, "k2 alone opens the replica");
+    node.stop();
+
+    fs::write(&ring, &old).unwrap();
+    node.start();
+    assert_eq!(
+        language(&node).await,
+        503,
+        "the key that went opens the replica no more"
     );
 }
 
