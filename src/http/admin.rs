@@ -35,8 +35,14 @@ pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply 
     let (app, dialling) = (&*node.app, &node.dialling);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz" | "/readyz" | "/metrics" | description::PATH | "/v1/admin/status"
-        | "/v1/admin/events" | "/v1/admin/lookup" | "/v1/admin/explain"
+        "/healthz"
+        | "/readyz"
+        | "/metrics"
+        | description::PATH
+        | "/v1/admin/status"
+        | "/v1/admin/events"
+        | "/v1/admin/lookup"
+        | "/v1/admin/explain"
             if !read =>
         {
             not_allowed("GET, HEAD", Form::Json)
