@@ -227,7 +227,7 @@ fn routes(text: &mut String) {
     line!(
         text,
         "\n### Fields\n\nOf the short view, in this order, each always present. `/v1/lookup/{{field}}` and `format=form` know them by these \
-         names; in JSON those of the tenant and the prompts stand in objects of their own (`tenant_slug` is `slug` in `tenant`).\n\n\
+         names, and a form has last what people and callers write freely; in JSON those of the tenant and the prompts stand in objects of their own (`tenant_slug` is `slug` in `tenant`).\n\n\
          | field | meaning |\n|---|---|"
     );
     for field in Field::ALL {

@@ -26,7 +26,9 @@ use crate::node::{ACME, AWAY, Node, PATIENCE, SECRET, until};
 
 /// What a question may take, and a program be late by on a busy machine.
 const TOTAL: Duration = Duration::from_secs(1);
-const SLACK: Duration = Duration::from_millis(900);
+const SLACK: Duration = Duration::from_millis(1200);
+/// And one that starts another program for each question.
+const START: Duration = Duration::from_secs(2);
 
 const LIBRARIES: [&str; 8] = [
     "bash", "python", "httpx", "aiohttp", "node", "lua5.1", "lua5.4", "go",
@@ -271,7 +273,12 @@ async fn all(callers: &mut [Caller], question: &str) -> Vec<(&'static str, Told)
 async fn all_told(callers: &mut [Caller], question: &str, verdict: (&str, &str), within: Duration) {
     for (name, told) in all(callers, question).await {
         assert_eq!(told.verdict(), verdict, "{name}, {question}: {told:?}");
-        assert!(told.took < within, "{name}, {question}: {told:?}");
+        let start = if name == "bash" {
+            START
+        } else {
+            Duration::ZERO
+        };
+        assert!(told.took < within + start, "{name}, {question}: {told:?}");
     }
 }
 
@@ -383,7 +390,7 @@ impl Seen {
                     if *self.manner.lock().unwrap() == Manner::Drip {
                         for byte in answer.chunks(1) {
                             client.write_all(byte).await?;
-                            tokio::time::sleep(Duration::from_millis(20)).await;
+                            tokio::time::sleep(Duration::from_millis(12)).await;
                         }
                     } else {
                         client.write_all(answer).await?;
@@ -670,13 +677,16 @@ async fn a_hung_or_slow_sidetone_costs_every_client_a_second_and_no_more() {
         TOTAL + SLACK,
     )
     .await;
-    all_told(&mut fresh, &question, ("unavailable", "timeout"), PATIENCE).await;
-    let again = all(&mut fresh, &question).await;
-    node.signal(Signal::CONT);
-    for (name, told) in again {
-        assert_eq!(told.verdict(), ("unavailable", "timeout"), "{name}");
-        assert!(told.took < TOTAL + SLACK, "{name}: {told:?}");
+    for _ in 0..2 {
+        all_told(
+            &mut fresh,
+            &question,
+            ("unavailable", "timeout"),
+            TOTAL + SLACK,
+        )
+        .await;
     }
+    node.signal(Signal::CONT);
     for callers in [&mut used, &mut fresh] {
         all_told(callers, &question, ("answer", "ok"), TOTAL + SLACK).await;
     }

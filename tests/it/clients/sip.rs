@@ -177,7 +177,7 @@ impl Proxy {
             .args([
                 "-A",
                 &format!(
-                    "SIDETONE_HTTP=\"sidetone=>http://127.0.0.1:{}/v1;timeout=1\"",
+                    "SIDETONE_HTTP=\"sidetone=>http://127.0.0.1:{}/v1\"",
                     node.tcp
                 ),
             ])
