@@ -130,7 +130,8 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
     let may_know = |tenant: &Tenant| rights.config(tenant);
     let found = app.engine.at_hand(&readings.first, &may_know)?;
-    if !rights.try_take(begun) {
+    let refused = || rights.credentials(&found.profile.tenant.tenant) == Providers::None;
+    if asks_for_credentials(wants, &question) && refused() || !rights.try_take(begun) {
         return None;
     }
     let (outcome, reply) = match told(asking, &found, wants, &question, &[]) {
