@@ -301,7 +301,7 @@ fn groups_at_connect(socket: BorrowedFd<'_>) -> Option<Vec<u32>> {
             &raw mut bytes,
         )
     };
-    let count = usize::try_from(bytes).ok()? / size_of::<u32>();
+    let count = usize::try_from(bytes).ok()?.checked_div(size_of::<u32>())?;
     (told == 0).then_some(groups.get(..count)?.to_vec())
 }
 
