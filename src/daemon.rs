@@ -20,14 +20,15 @@ use crate::engine::{Engine, Parts};
 use crate::feed::handle::FeedHandle;
 use crate::feed::{self, Feed};
 use crate::health::Health;
-use crate::http::{self, App};
+use crate::http::{self, App, Gate};
 use crate::log::LogControl;
 use crate::manager::{self, Watchdog};
-use crate::metrics::Metrics;
+use crate::metrics::{Certificate, Metrics};
 use crate::replica::{Opened, Replica, ReplicaError};
 use crate::seal::{Keyring, KeyringError, is_credential};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{ReadThrough, Target, TargetError};
+use crate::trace::{Traces, TracesError};
 
 /// Why the daemon does not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,9 @@ pub enum DaemonError {
     /// `http.*` and `admin.*`
     #[error(transparent)]
     Bind(#[from] http::BindError),
+    /// `log.otlp_endpoint`
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// Two metrics share a name.
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
@@ -58,8 +62,8 @@ pub enum DaemonError {
     Ended(&'static str),
 }
 
-/// Runs a node until `stop`, then drains within `http.drain_timeout`. With `sources`, SIGHUP reads the log filter and
-/// the keyring again.
+/// Runs a node until `stop`, then drains within `http.drain_timeout`. SIGHUP reads the keyring and the files of
+/// operators over TCP again, and with `sources` the log filter.
 ///
 /// # Errors
 /// [`DaemonError`]; before the sockets are bound nothing was answered.
@@ -88,6 +92,7 @@ pub async fn run(
         }
     }
     let metrics = Arc::new(Metrics::new()?);
+    let traces = Traces::new(&config.log.otlp_endpoint, &node, &metrics)?;
     let health = Arc::new(Health::new(
         config.feed.stale_after,
         config.feed.refuse_credentials_after,
@@ -130,12 +135,20 @@ pub async fn run(
         metrics: Arc::clone(&metrics),
         feed: feed_handle,
         config: Arc::new(config.clone()),
+        traces: traces.clone(),
         log: log.clone(),
         node,
         started: Timestamp::now(),
     });
     let doors = http::bind(&config)?;
     let watchdog = Watchdog::of_process(doors.address(), Arc::clone(&engine));
+    let gate = doors.gate();
+    if let Some(gate) = &gate {
+        gate.tell_expiry(&metrics);
+    }
+    metrics
+        .certificate_expiry
+        .set_time(Certificate::PostgresCa, target.authorities_expiry);
     let feed = Feed {
         target,
         read_target,
@@ -144,6 +157,7 @@ pub async fn run(
         engine: Arc::clone(&engine),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        traces: traces.clone(),
         orders,
     };
 
@@ -193,6 +207,7 @@ pub async fn run(
             Some(part) = parts.join_next() => break Some(part.unwrap_or("feed, by a panic,")),
             Some(()) = hangups.recv() => {
                 reload(&engine, &log, sources.as_ref()).await;
+                reload_gate(gate.as_ref(), &metrics).await;
                 if is_credential(&config.keys.file) {
                     tracing::warn!("the service manager shows the keyring as it was when the service started; restart the service for one that has changed since");
                 }
@@ -215,6 +230,7 @@ pub async fn run(
     })
     .await;
     let _ = judged.await;
+    traces.shut_down().await;
     tracing::info!("stopped");
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
 }
@@ -251,6 +267,23 @@ async fn reload(engine: &Arc<Engine>, log: &LogControl, sources: Option<&Sources
         Err(err) => {
             tracing::error!(error = %err, "the settings cannot be read again; the old ones stay in force")
         }
+    }
+}
+
+async fn reload_gate(gate: Option<&Arc<Gate>>, metrics: &Metrics) {
+    let Some(gate) = gate else { return };
+    let reloading = Arc::clone(gate);
+    match tokio::task::spawn_blocking(move || reloading.reload()).await {
+        Ok(Ok(())) => {
+            gate.tell_expiry(metrics);
+            tracing::info!("token and certificates of admin.tcp read again");
+        }
+        Ok(Err(err)) => {
+            tracing::error!(error = %chain(&err), "token and certificates of admin.tcp cannot be read again; the old ones stay in force")
+        }
+        Err(_) => tracing::error!(
+            "reading the certificates of admin.tcp again panicked; the old ones stay in force"
+        ),
     }
 }
 

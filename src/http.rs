@@ -44,7 +44,6 @@ use self::lane::Lanes;
 use self::line::{Begun, Ends, Progress, Stream};
 use self::listen::{Arrival, Door};
 use self::swift::Plain;
-use self::token::Token;
 use self::watch::Hub;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
@@ -55,10 +54,12 @@ use crate::health::Health;
 use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
+use crate::trace::Traces;
 
 pub use self::listen::{Address, BindError};
 #[doc(hidden)]
 pub use self::params::{Said, read};
+pub use self::token::Gate;
 
 /// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;
@@ -85,6 +86,8 @@ pub struct App {
     pub feed: FeedHandle,
     /// Every setting.
     pub config: Arc<Config>,
+    /// Where slow answers are traced.
+    pub traces: Traces,
     /// The log's filter.
     pub log: LogControl,
     /// Name of this node.
@@ -98,7 +101,7 @@ pub struct App {
 pub struct Doors {
     call: Vec<Door>,
     admin: Option<Door>,
-    admin_tcp: Option<(Door, Token)>,
+    admin_tcp: Option<Door>,
     access: Access,
 }
 
@@ -114,6 +117,12 @@ impl Doors {
         let all: Vec<_> = self.call.iter().filter_map(Door::address).collect();
         let unix = all.iter().find(|one| matches!(one, Address::Unix(_)));
         unix.or(all.first()).cloned()
+    }
+
+    /// What lets operators over TCP in, where there is such a listener.
+    #[must_use]
+    pub fn gate(&self) -> Option<Arc<Gate>> {
+        self.admin_tcp.as_ref()?.gate.clone()
     }
 
     /// Where operators are answered, for people.
@@ -163,16 +172,15 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// What of the files for operators over TCP cannot be used, for `check`.
+/// The files for operators over TCP as they are now, for `check`.
 ///
 /// # Errors
 /// [`BindError`]: the first thing that would keep the daemon from starting.
-pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
-    if !config.admin.tcp.is_empty() {
-        Token::load(&config.admin.token_file)?;
-        token::tls(&config.admin)?;
+pub fn try_admin_tcp(config: &Config) -> Result<Option<Gate>, BindError> {
+    if config.admin.tcp.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    Gate::load(&config.admin).map(Some)
 }
 
 /// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
@@ -213,9 +221,8 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
     let listeners = Arc::new(Listeners::new());
     let measuring = tokio::spawn(listeners.clone().run(app.clone(), stop.clone()));
-    let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
-        token,
+        gate: doors.gate(),
         dialling: app.config.dialling(),
         access: doors.access,
         audit: Audit::default(),
@@ -232,7 +239,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let doors = [
         (Side::Call, &call, doors.call),
         (Side::Admin, &admin, doors.admin.into_iter().collect()),
-        (Side::Admin, &remote, admin_tcp.into_iter().collect()),
+        (Side::Admin, &remote, doors.admin_tcp.into_iter().collect()),
     ];
     let entrances = doors.into_iter().flat_map(|(side, room, doors)| {
         let entrance = move |door| Entrance::new(door, side, room);
@@ -643,7 +650,7 @@ impl<H: Host> Answering<H> {
                 return;
             };
             let handler = Arc::new(host.know_better(handler, side, &arrival, accepted));
-            let tls = door.tls.clone();
+            let tls = door.gate.as_ref().and_then(|gate| gate.tls());
             drop(door);
             let shaken = tokio::select! {
                 shaken = shake_hands(arrival, tls, limits.ends.header_timeout) => shaken,
@@ -705,8 +712,8 @@ struct Node {
     own: Option<i32>,
     hub: Arc<Hub>,
     listeners: Arc<Listeners>,
-    /// What operators over TCP show.
-    token: Option<Token>,
+    /// What lets operators over TCP in.
+    gate: Option<Arc<Gate>>,
 }
 
 impl Host for Node {
@@ -850,7 +857,7 @@ impl Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node { audit, .. } = &*self.node;
+            let Node { audit, gate, .. } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
                 May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
@@ -862,12 +869,7 @@ impl Handler for Connection {
                 }
                 May::Admin(true) => admin::answer(&self.node, &self.caller, asked).await,
                 May::Token => {
-                    if self
-                        .node
-                        .token
-                        .as_ref()
-                        .is_some_and(|token| token.is_shown(&asked))
-                    {
+                    if gate.as_ref().is_some_and(|gate| gate.is_shown(&asked)) {
                         return admin::answer(&self.node, &self.caller, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");

@@ -24,6 +24,7 @@ pub mod change;
 pub mod seal;
 pub mod profile;
 pub mod stack;
+pub mod trace;
 pub mod metrics;
 pub mod health;
 pub mod access;
@@ -31,6 +32,7 @@ pub mod config;
 pub mod condition;
 pub mod hours;
 pub mod row;
+pub mod certificate;
 pub mod number;
 pub mod cause;
 #[cfg(test)]

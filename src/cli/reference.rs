@@ -381,16 +381,21 @@ mod tests {
         let served: BTreeSet<&str> = [
             include_str!("../http/lookup.rs"),
             include_str!("../http/admin.rs"),
+            include_str!("../http/description.rs"),
+            include_str!("../http/page.rs"),
         ]
         .into_iter()
         .flat_map(|file| literals(code(file)))
         .filter(|literal| {
             literal.starts_with('/')
+                && !literal.starts_with("/assets/") // of the page, not asked for otherwise
                 && literal
                     .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b"/1_".contains(&b))
+                    .all(|b| b.is_ascii_lowercase() || b"/1_.".contains(&b))
         })
         .map(|path| path.trim_end_matches('/'))
+        // The page, which is a file among others in `http/page.rs`.
+        .chain([""])
         .collect();
         let listed: BTreeSet<&str> = ROUTES
             .iter()

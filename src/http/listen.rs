@@ -18,11 +18,10 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{UnixCredentials, getsockopt};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustls::server::ServerConfig;
 use tokio::net::{TcpStream, UnixSocket, UnixStream};
 
 use super::line::Stream;
-use super::token::{self, Token};
+use super::token::Gate;
 use crate::access::{self, Names, Peer};
 use crate::config::{AdminConfig, Config, FileMode, HttpConfig, Problem};
 
@@ -140,8 +139,8 @@ pub(super) struct Door {
     /// Whether others than owner and group are kept out, so that a stranger who connected is of the group.
     closed_to_others: bool,
     owner: u32,
-    /// What is spoken below HTTP.
-    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// What is asked of those who come in, TLS among it.
+    pub(super) gate: Option<Arc<Gate>>,
     /// What is ours to remove at the end; nothing where systemd holds the socket.
     own: Mutex<Option<Own>>,
 }
@@ -324,7 +323,7 @@ fn supplementary(pid: i32, uid: u32, gid: u32) -> Option<Vec<u32>> {
 pub(super) struct Opened {
     pub(super) call: Vec<Door>,
     pub(super) admin: Option<Door>,
-    pub(super) admin_tcp: Option<(Door, Token)>,
+    pub(super) admin_tcp: Option<Door>,
 }
 
 /// Takes what systemd passes and makes the rest.
@@ -397,10 +396,9 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
         opened.admin = Some(unix_door("admin.unix", unix, *unix_mode, None, directory)?);
     }
     if !config.admin.tcp.is_empty() {
-        let token = Token::load(&config.admin.token_file)?;
-        let tls = token::tls(&config.admin)?;
+        let gate = Some(Arc::new(Gate::load(&config.admin)?));
         let door = tcp_door("admin.tcp", &config.admin.tcp)?;
-        opened.admin_tcp = Some((Door { tls, ..door }, token));
+        opened.admin_tcp = Some(Door { gate, ..door });
     }
     Ok(opened)
 }
@@ -503,7 +501,7 @@ fn unix_door(
         group: (file.mode() & 0o020 != 0).then_some(file.gid()),
         closed_to_others: file.mode() & 0o002 == 0,
         owner: file.uid(),
-        tls: None,
+        gate: None,
         own: Mutex::new(Some(own)),
     })
 }
@@ -636,7 +634,7 @@ fn over_tcp(listener: TcpListener) -> io::Result<Door> {
         group: None,
         closed_to_others: false,
         owner: 0,
-        tls: None,
+        gate: None,
         own: Mutex::default(),
     })
 }
@@ -676,7 +674,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                     .filter(|_| mode & 0o020 != 0),
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
-                tls: None,
+                gate: None,
                 own: Mutex::default(),
             })
         }

@@ -23,11 +23,12 @@ use crate::config::Right;
 use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
-use crate::metrics::{Outcome, Route};
+use crate::metrics::{Label, Outcome, Route};
 use crate::number::{self, Dialling, E164};
 use crate::profile::Refusal;
 use crate::row::Tenant;
 use crate::select::select;
+use crate::trace;
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -173,9 +174,14 @@ fn counted(
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
+    let took = begun.elapsed();
     app.metrics
         .request_duration
-        .observe(route, begun.elapsed().as_secs_f64());
+        .observe(route, took.as_secs_f64());
+    if took > trace::SLOW {
+        let outcome = outcome.map_or("", Label::label);
+        app.traces.slow_question(route.label(), outcome, took);
+    }
     reply
 }
 
