@@ -147,6 +147,12 @@ async fn no_label_and_no_caller_spoils_the_fields_that_asterisk_reads() {
     let db = example().await;
     let node = Node::with_example(&db, "").await;
     node.level().await;
+    // What the order is for: a bracket swallows what follows it.
+    let swallowed = as_asterisk_reads("status=ok&label=a%28b&language=es-AR");
+    assert_eq!(
+        (swallowed["status"].as_str(), swallowed["language"].as_str()),
+        ("ok", "")
+    );
     let question = format!("/v1/lookup?format=form&to={ACME}");
     let plain = as_asterisk_reads(&node.get(&question).await.body);
     assert_eq!(plain["label"], "Salida principal AR");
