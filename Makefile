@@ -1,6 +1,6 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help bench check-instructions demo fuzz test test-faults test-start soak test-postgres-versions
+.PHONY: help bench check-instructions demo fuzz test test-clients test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -14,6 +14,11 @@ fuzz: ## each fuzz target for SECONDS (60); TARGETS="number jwe" for some of the
 
 test: ## everything a change must pass
 	scripts/test
+
+test-clients: ## the files of clients/ against a real node: curl, Python, Node, Lua, Go, Kamailio with calls from SIPp
+	@scripts/ensure-postgres
+	@scripts/ensure-clients
+	SQLX_OFFLINE=true cargo test --locked --test it -- clients::
 
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)

@@ -522,6 +522,16 @@ pub struct Rights {
 }
 
 impl Rights {
+    /// What operators may ask: the configuration of every tenant, as often as they like, and no credentials.
+    #[must_use]
+    pub fn of_operators() -> Self {
+        Self {
+            tcp: true,
+            rules: Vec::new(),
+            limit: None,
+        }
+    }
+
     /// Whether any rule is about the caller.
     #[must_use]
     pub fn any(&self) -> bool {

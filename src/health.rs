@@ -88,6 +88,8 @@ pub struct FeedStatus {
     pub state: FeedState,
     /// Since when it stands there.
     pub since: Timestamp,
+    /// Since when it has been level, pulls in between included; `None` while it is not.
+    pub level_since: Option<Timestamp>,
     /// Whether doorbells are heard; without, changes arrive by heartbeat.
     pub listening: bool,
     /// Whether every trigger is present and enabled; without, freshness is not claimed.
@@ -176,6 +178,7 @@ impl Health {
             feed: Mutex::new(FeedStatus {
                 state: FeedState::Idle,
                 since: Timestamp::now(),
+                level_since: None,
                 listening: false,
                 armed: false,
                 last_error: None,
@@ -272,8 +275,12 @@ impl Health {
             FeedState::Pulling => return,
             _ => false,
         };
-        self.level
+        let changed = self
+            .level
             .send_if_modified(|was| std::mem::replace(was, level) != level);
+        if changed {
+            self.update_feed(|feed| feed.level_since = level.then(Timestamp::now));
+        }
     }
 
     /// Where the feed stands.

@@ -6,6 +6,7 @@
 
 mod admin;
 mod audit;
+mod events;
 mod host;
 mod lane;
 mod line;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::audit::Audit;
+use self::events::Listeners;
 use self::lane::Lanes;
 use self::line::{Ends, Progress, Stream};
 use self::listen::Door;
@@ -206,6 +208,8 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     app.metrics.watchers_limit.set(told(watchers));
     let hub = Arc::new(Hub::new(watchers, app.metrics.clone()));
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
+    let listeners = Arc::new(Listeners::new());
+    let measuring = tokio::spawn(listeners.clone().run(app.clone(), stop.clone()));
     let node = Arc::new(Node {
         gate: doors.gate(),
         dialling: app.config.dialling(),
@@ -213,6 +217,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         audit: Audit::default(),
         daemon: rustix::process::geteuid().as_raw(),
         hub,
+        listeners,
         app,
     });
     let (call, admin) = (Room::new(places), Room::new(ADMIN_CONNECTIONS));
@@ -235,9 +240,9 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
         room: remote.clone(),
     }));
     let watching = async {
-        let ended = watching.await;
+        let ended = tokio::try_join!(watching, measuring);
         if ended.is_err() || !stop.is_cancelled() {
-            tracing::error!("what tells watchers of changes ended by itself");
+            tracing::error!("what tells watchers of changes, or pages, ended by itself");
             return;
         }
         std::future::pending().await
@@ -647,6 +652,7 @@ struct Node {
     dialling: Dialling,
     daemon: u32,
     hub: Arc<Hub>,
+    listeners: Arc<Listeners>,
     /// What lets operators over TCP in.
     gate: Option<Arc<Gate>>,
 }
@@ -775,20 +781,20 @@ impl Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node {
-                app,
-                audit,
-                dialling,
-                gate,
-                ..
-            } = &*self.node;
+            let Node { audit, gate, .. } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
                 May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
-                May::Admin(true) => admin::answer(app, dialling, asked).await,
+                May::Admin(true) | May::Token
+                    if let Err(fail) = host::check_same_origin(&asked.method, &asked.headers) =>
+                {
+                    audit.refused(&self.caller, "admin: a page of another origin");
+                    fail.reply(Form::Json)
+                }
+                May::Admin(true) => admin::answer(&self.node, &self.caller, asked).await,
                 May::Token => {
                     if gate.as_ref().is_some_and(|gate| gate.is_shown(&asked)) {
-                        return admin::answer(app, dialling, asked).await;
+                        return admin::answer(&self.node, &self.caller, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");
                     tokio::time::sleep(token::DELAY).await;
@@ -820,8 +826,9 @@ impl Handler for Connection {
 
     fn hosts(&self) -> Option<&[String]> {
         match (&self.caller, &self.may) {
+            // A browser gets to the operators' socket by a tunnel, and with it whatever page is open in it.
+            (_, May::Admin(_) | May::Token) => Some(&self.node.app.config.admin.hosts),
             (Caller::Unix(_), _) => None,
-            (Caller::Tcp, May::Token) => Some(&self.node.app.config.admin.hosts),
             (Caller::Tcp, _) => Some(&[]),
         }
     }

@@ -3,6 +3,8 @@
 //! Labels are enums whose children are made once, so that every series is there from the first scrape
 //! and counting never allocates; a number or a tenant is no label. Base units: seconds and bytes.
 
+pub mod reading;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 
@@ -278,6 +280,8 @@ pub struct Metrics {
     pub watchers_limit: IntGauge,
     pub watch_events: Per<Event, IntCounter>,
     pub watchers_cut_off: IntCounter,
+    pub page_listeners: IntGauge,
+    pub page_listeners_cut_off: IntCounter,
     pub cache_hits: IntCounter,
     pub cache_fills: IntCounter,
     pub cache_evictions: IntCounter,
@@ -378,6 +382,16 @@ impl Metrics {
                 r,
                 "watchers_cut_off_total",
                 "Watchers that were cut off because they took nothing of their stream for 10 s",
+            )?,
+            page_listeners: gauge(
+                r,
+                "page_listeners",
+                "Open pages that listen to /v1/admin/events",
+            )?,
+            page_listeners_cut_off: counter(
+                r,
+                "page_listeners_cut_off_total",
+                "Pages that were cut off because they took nothing of their stream for 10 s",
             )?,
             cache_hits: counter(r, "cache_hits_total", "Profiles served from memory")?,
             cache_fills: counter(r, "cache_fills_total", "Profiles built from the replica")?,

@@ -227,8 +227,9 @@ pub fn opening() -> String {
     format!("retry: {}\n\n", RETRY.as_millis())
 }
 
-/// JSON holds no line break, so that the data are one line.
-fn event(name: &str, id: Option<&str>, data: &impl Serialize) -> String {
+/// An event of a stream. JSON holds no line break, so that the data are one line.
+#[must_use]
+pub fn event(name: &str, id: Option<&str>, data: &impl Serialize) -> String {
     let mut text = format!("event: {name}\n");
     if let Some(id) = id {
         let _ = writeln!(text, "id: {id}");

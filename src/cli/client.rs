@@ -442,7 +442,8 @@ impl Reply {
         }
     }
 
-    fn said(&self, field: &str) -> Option<String> {
+    /// A text of the body, where it has one of this name.
+    pub(super) fn said(&self, field: &str) -> Option<String> {
         let body: Value = serde_json::from_slice(&self.body).ok()?;
         body.get(field)?
             .as_str()

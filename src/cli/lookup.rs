@@ -8,6 +8,7 @@ use super::call::CallArgs;
 use super::client::{self, CallSocket, Client, QUICK, Reply};
 use super::output::{self, Tone, cell};
 use super::{CliError, Exit, SettingsArgs, block_on};
+use crate::answer::Field;
 
 /// What to look up.
 #[derive(Debug, clap::Args)]
@@ -47,7 +48,16 @@ pub(super) fn run(settings: &SettingsArgs, args: &LookupArgs) -> Result<Exit, Cl
         query.push(("format".to_owned(), "form".to_owned()));
     }
     let reply = block_on(client.get(&client::target(&path, &query), QUICK))??;
-    if args.field.is_some() && !reply.is_ok() {
+    if let Some(field) = &args.field
+        && !reply.is_ok()
+    {
+        if reply.said("status").as_deref() == Some("no_such_route") {
+            let names: Vec<&str> = Field::ALL.iter().map(|field| field.name()).collect();
+            return Err(CliError::Usage(format!(
+                "--field: no field {field}; there are {}",
+                names.join(", ")
+            )));
+        }
         // A field that is refused says nothing but a number; the whole answer says why.
         let whole = if reply.body.is_empty() {
             Some(block_on(

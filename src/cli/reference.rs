@@ -9,6 +9,7 @@ use clap::CommandFactory;
 
 use super::client::{Side, Status};
 use super::{Args, EXIT_CODES};
+use crate::answer::Field;
 use crate::config::{self, ENV_PREFIX, NOT_SETTINGS};
 use crate::metrics::Metrics;
 
@@ -61,6 +62,21 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "`GET /v1/admin/status`",
         "one snapshot of the node's health",
     ),
+    (
+        "admin",
+        "`GET /v1/admin/events`",
+        "server-sent events of the page: `status`, `sample`, `end`; see [page.md](page.md)",
+    ),
+    (
+        "admin",
+        "`GET /v1/admin/lookup?to=…`",
+        "what a call would be told, not counted as one",
+    ),
+    (
+        "admin",
+        "`GET /v1/admin/explain?to=…[&at=…]`",
+        "why; as the call side's, not counted as a call",
+    ),
     ("admin", "`POST /v1/admin/refresh`", "pull now and rebuild"),
     (
         "admin",
@@ -73,6 +89,27 @@ const ROUTES: &[(&str, &str, &str)] = &[
         "read the keyring again",
     ),
     ("admin", "`PUT /v1/admin/log`", "change the log's filter"),
+    ("admin", "`GET /`", "the page; see [page.md](page.md)"),
+];
+
+/// What can be said of a call.
+const PARAMETERS: &[(&str, &str)] = &[
+    ("to", "the called number, in any spelling"),
+    ("account_ref", "the account that the call is about"),
+    ("event_type", "what happened"),
+    ("zone", "where; may repeat"),
+    (
+        "outside_business_hours",
+        "`true` or `false`; else the tenant's hours say it",
+    ),
+    (
+        "attr.<name>",
+        "any other attribute that a condition names; may repeat",
+    ),
+    ("at", "the instant of the call, RFC 3339; else now"),
+    ("format", "`json` or `form`"),
+    ("include", "`credentials`: of `/v1/resolve`"),
+    ("provider", "whose credentials alone: of `/v1/credentials`"),
 ];
 
 /// Everything as Markdown.
@@ -176,6 +213,23 @@ fn routes(text: &mut String) {
     }
     line!(
         text,
+        "\n### Parameters\n\nOf a question about a call, in the query or the body. Others are ignored; one given twice is refused, `zone` \
+         and `attr.*` may repeat.\n\n| parameter | meaning |\n|---|---|"
+    );
+    for (name, meaning) in PARAMETERS {
+        line!(text, "| `{name}` | {} |", escaped(meaning));
+    }
+    line!(
+        text,
+        "\n### Fields\n\nOf the short view, in this order, each always present. `/v1/lookup/{{field}}` and `format=form` know them by these \
+         names; in JSON those of the tenant and the prompts stand in objects of their own (`tenant_slug` is `slug` in `tenant`).\n\n\
+         | field | meaning |\n|---|---|"
+    );
+    for field in Field::ALL {
+        line!(text, "| `{}` | {} |", field.name(), escaped(field.doc()));
+    }
+    line!(
+        text,
         "\n### Statuses\n\n| side | status | HTTP | exit code | given when |\n|---|---|---|---|---|"
     );
     for status in Status::ALL {
@@ -220,7 +274,7 @@ struct Family {
     labels: String,
 }
 
-/// The families of a text exposition, process metrics left out: those depend on the system.
+/// The families of a text exposition.
 fn families(exposed: &str) -> BTreeMap<String, Family> {
     let mut families: BTreeMap<String, Family> = BTreeMap::new();
     for line in exposed.lines() {
@@ -246,7 +300,6 @@ fn families(exposed: &str) -> BTreeMap<String, Family> {
             }
         }
     }
-    families.retain(|name, _| name.starts_with("sidetone_"));
     families
 }
 
@@ -258,6 +311,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::BTreeSet;
 
     #[test]
     fn the_reference_in_the_repository_is_the_one_the_code_writes() {
@@ -307,12 +361,90 @@ mod tests {
         }
     }
 
+    /// The code of a file without its tests.
+    fn code(file: &str) -> &str {
+        file.split("#[cfg(test)]\nmod tests {").next().unwrap()
+    }
+
+    /// What stands in quotes in code.
+    fn literals(code: &str) -> impl Iterator<Item = &str> {
+        code.split('"').skip(1).step_by(2)
+    }
+
+    #[test]
+    fn every_route_that_the_code_knows_is_listed_and_the_other_way_round() {
+        let served: BTreeSet<&str> = [
+            include_str!("../http/lookup.rs"),
+            include_str!("../http/admin.rs"),
+        ]
+        .into_iter()
+        .flat_map(|file| literals(code(file)))
+        .filter(|literal| {
+            literal.starts_with('/')
+                && literal
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b"/1_".contains(&b))
+        })
+        .map(|path| path.trim_end_matches('/'))
+        .collect();
+        let listed: BTreeSet<&str> = ROUTES
+            .iter()
+            .map(|(_, route, _)| {
+                let path = route.split(['`', ' ']).find(|word| word.starts_with('/'));
+                path.unwrap().split(['?', '{']).next().unwrap()
+            })
+            .map(|path| path.trim_end_matches('/'))
+            .collect();
+        assert!(served.len() > 8, "{served:?}");
+        assert_eq!(served, listed);
+    }
+
+    #[test]
+    fn every_parameter_of_a_call_is_listed_and_the_other_way_round() {
+        let known = code(include_str!("../http/params.rs"));
+        let known = known.split_once("const KNOWN").unwrap().1;
+        let mut known: BTreeSet<&str> = literals(known.split_once("];").unwrap().0).collect();
+        known.extend(["attr.<name>", "outside_business_hours"]);
+        let listed: BTreeSet<&str> = PARAMETERS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(known, listed);
+    }
+
+    #[test]
+    fn every_status_of_the_admin_side_is_one_that_the_code_gives_and_the_other_way_round() {
+        let given: BTreeSet<&str> = [
+            include_str!("../http/admin.rs"),
+            include_str!("../http/token.rs"),
+        ]
+        .into_iter()
+        .map(code)
+        .flat_map(|file| {
+            let codes = file.split("StatusCode::").skip(1);
+            let statuses =
+                codes.filter_map(|rest| literals(rest.get(..120).unwrap_or(rest)).next());
+            let bodies = file.split("\"status\":\"").skip(1);
+            statuses.chain(bodies.filter_map(|rest| rest.split('"').next()))
+        })
+        .filter(|word| word.bytes().all(|b| b.is_ascii_lowercase() || b == b'_'))
+        .collect();
+        let all: BTreeSet<&str> = Status::ALL.iter().map(|status| status.name).collect();
+        assert_eq!(
+            given.difference(&all).collect::<Vec<_>>(),
+            Vec::<&&str>::new()
+        );
+        let admins = Status::ALL
+            .iter()
+            .filter(|status| status.side == Side::Admin);
+        for status in admins {
+            assert!(given.contains(status.name), "{}: {given:?}", status.name);
+        }
+    }
+
     #[test]
     fn a_histogram_is_listed_once_with_its_labels() {
         let text = "# HELP sidetone_x Time\n# TYPE sidetone_x histogram\nsidetone_x_bucket{route=\"a\",le=\"1\"} 0\n\
                     sidetone_x_sum{route=\"a\"} 0\n# HELP process_y z\n# TYPE process_y gauge\nprocess_y 1\n";
         let families = families(text);
-        assert_eq!(families.len(), 1);
+        assert_eq!(families.len(), 2);
         assert_eq!(families["sidetone_x"].labels, "`route`");
     }
 }

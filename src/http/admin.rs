@@ -1,4 +1,5 @@
-//! Where operators ask and act: status, refresh, verify, keys, log filter. No secret stands in any answer.
+//! Where operators ask and act: status and its changes, what a call would be told and why, refresh, verify, keys, log
+//! filter. No secret and no prompt's content stands in any answer.
 
 use std::time::Duration;
 
@@ -10,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
-use super::{App, lookup};
+use super::{App, Node, lookup};
+use crate::access::{Caller, Rights};
 use crate::cause::chain;
 use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
@@ -30,16 +32,23 @@ const QUICK: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(590);
 
 /// Answers a request of the admin side.
-pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Reply {
+pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply {
+    let (app, dialling) = (&*node.app, &node.dialling);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" if !read => {
+        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" | "/v1/admin/events"
+        | "/v1/admin/lookup" | "/v1/admin/explain"
+            if !read =>
+        {
             not_allowed("GET, HEAD", Form::Json)
         }
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
         "/metrics" => lookup::metrics(app),
         "/v1/admin/status" => Reply::json(&status(app)),
+        "/v1/admin/events" => node.listeners.open(app, &asked),
+        "/v1/admin/lookup" => as_if_called(node, caller, false, &asked).await,
+        "/v1/admin/explain" => as_if_called(node, caller, true, &asked).await,
         "/v1/admin/refresh" | "/v1/admin/verify" | "/v1/admin/keys/reload"
             if asked.method != Method::POST =>
         {
@@ -54,6 +63,19 @@ pub(super) async fn answer(app: &App, dialling: &Dialling, asked: Asked) -> Repl
     }
 }
 
+/// What a call with this question would be told, or why.
+async fn as_if_called(node: &Node, caller: &Caller, explains: bool, asked: &Asked) -> Reply {
+    let asking = lookup::Asking {
+        app: &node.app,
+        audit: &node.audit,
+        hub: &node.hub,
+        dialling: &node.dialling,
+        caller,
+        rights: &Rights::of_operators(),
+    };
+    lookup::as_if_called(asking, explains, asked).await
+}
+
 /// An answer with `status` before its own fields.
 #[derive(Serialize)]
 struct Done<T> {
@@ -64,7 +86,7 @@ struct Done<T> {
 
 /// One picture of the node.
 #[derive(Serialize)]
-struct Status {
+pub(super) struct Status {
     status: &'static str,
     node: String,
     version: &'static str,
@@ -104,7 +126,7 @@ fn certificates(app: &App) -> Vec<Expiring> {
     Certificate::ALL.iter().filter_map(known).collect()
 }
 
-fn status(app: &App) -> Status {
+pub(super) fn status(app: &App) -> Status {
     let staleness = app.health.staleness();
     let synced = app.health.is_synced();
     let (quarantined, quarantined_rows) = app.health.quarantined(MOST_LISTED);

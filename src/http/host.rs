@@ -1,10 +1,10 @@
-//! Whether a request over TCP was meant for this host: what keeps a page in somebody's browser from asking
-//! here under a name of its own.
+//! Whether a request was meant for this host: what keeps a page in somebody's browser from asking here under a name of
+//! its own, and a page of another origin from acting as an operator.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use hyper::header::{self, HeaderMap};
-use hyper::{Uri, Version};
+use hyper::{Method, Uri, Version};
 
 use super::wire::{Fail, is_old};
 use crate::metrics::Outcome;
@@ -48,6 +48,38 @@ pub(super) fn check(
         if !host.is_some_and(is_ours) {
             return forbidden("Origin");
         }
+    }
+    Ok(())
+}
+
+/// Checks that a request of a browser comes from the page of this very listener, and that what changes something says
+/// that it is JSON, which no page of another origin can without being asked first. Who is no browser has none of these
+/// headers.
+pub(super) fn check_same_origin(method: &Method, headers: &HeaderMap) -> Result<(), Fail> {
+    let forbidden = |what: &str| Err(Fail::new(Outcome::Forbidden, what));
+    let text = |name: &str| {
+        headers
+            .get(name)
+            .map(|value| value.to_str().unwrap_or_default())
+    };
+    let (origin, site) = (text("origin"), text("sec-fetch-site"));
+    if let Some(origin) = origin {
+        let of = origin.split_once("://").map(|(_, authority)| authority);
+        let same = |of: &str| text("host").is_some_and(|host| host.eq_ignore_ascii_case(of));
+        if !of.is_some_and(same) || headers.get_all("origin").iter().count() > 1 {
+            return forbidden("Origin must be the page of this listener");
+        }
+    }
+    if site.is_some_and(|site| site != "same-origin" && site != "none") {
+        return forbidden("only the page of this listener may ask here from a browser");
+    }
+    let reads = method == Method::GET || method == Method::HEAD;
+    let json = |kind: &str| {
+        let essence = kind.split(';').next().unwrap_or_default().trim();
+        essence.eq_ignore_ascii_case("application/json")
+    };
+    if !reads && (origin.is_some() || site.is_some()) && !text("content-type").is_some_and(json) {
+        return forbidden("Content-Type must be application/json");
     }
     Ok(())
 }
@@ -233,5 +265,43 @@ mod tests {
         ] {
             assert_eq!(with(origin), Some(Outcome::Forbidden), "{origin}");
         }
+    }
+
+    #[test]
+    fn a_browser_asks_operators_things_from_the_page_of_the_listener_alone() {
+        let checked = |method: Method, headers: &[(&'static str, &str)]| {
+            let mut map = HeaderMap::new();
+            map.insert("host", "localhost:8378".parse().unwrap());
+            for (name, value) in headers {
+                map.append(*name, value.parse().unwrap());
+            }
+            check_same_origin(&method, &map).is_ok()
+        };
+        let own = ("origin", "http://localhost:8378");
+        let json = ("content-type", "application/json; charset=utf-8");
+        let from = |site| ("sec-fetch-site", site);
+        assert!(checked(Method::POST, &[]), "no browser");
+        assert!(checked(Method::POST, &[("content-type", "text/plain")]));
+        assert!(checked(Method::GET, &[from("same-origin")]));
+        assert!(checked(Method::GET, &[from("none")]));
+        assert!(checked(Method::POST, &[own, from("same-origin"), json]));
+        for wrong in [
+            &[own, from("same-origin")][..],
+            &[own, ("content-type", "text/plain")],
+            &[from("same-origin"), ("content-type", "text/plain")],
+            &[("origin", "http://localhost:3000"), json],
+            &[("origin", "http://localhost"), json],
+            &[("origin", "null"), json],
+            &[own, ("origin", "http://evil.example"), json],
+            &[from("cross-site"), json],
+            &[from("same-site"), json],
+        ] {
+            assert!(!checked(Method::POST, wrong), "{wrong:?}");
+        }
+        assert!(!checked(
+            Method::GET,
+            &[("origin", "http://localhost:3000")]
+        ));
+        assert!(!checked(Method::GET, &[from("cross-site")]));
     }
 }

@@ -141,6 +141,19 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     Some(counted(app, begun, (wants.route(), Some(outcome), reply)))
 }
 
+/// Answers an operator who asks what a call would be told, or why: as a call is answered, but not counted as one.
+pub(super) async fn as_if_called(asking: Asking<'_>, explains: bool, asked: &Asked) -> Reply {
+    let wants = if explains {
+        Wants::Explain
+    } else {
+        Wants::Lookup
+    };
+    match question(asking, wants, asked).await {
+        Ok(reply) => reply,
+        Err(fail) => fail.reply(wants.form(&asked.query)),
+    }
+}
+
 /// An answer, counted.
 fn counted(
     app: &App,

@@ -81,6 +81,12 @@ pub enum KeyringError {
         /// The file.
         path: PathBuf,
     },
+    /// It has no place to stand in.
+    #[error("keyring {path}: its directory is not there; make it first")]
+    NoDirectory {
+        /// The file.
+        path: PathBuf,
+    },
     /// It cannot be written.
     #[error("keyring {path}: cannot be written")]
     Write {
@@ -219,6 +225,9 @@ pub fn write_keyring(path: &Path, text: &str, write: Write) -> Result<(), Keyrin
     Keyring::parse(text).map_err(|source| content(path, source))?;
     replace(path, text, write).map_err(|source| match source.kind() {
         io::ErrorKind::AlreadyExists => KeyringError::Exists {
+            path: path.to_owned(),
+        },
+        io::ErrorKind::NotFound if write == Write::New => KeyringError::NoDirectory {
             path: path.to_owned(),
         },
         _ => KeyringError::Write {

@@ -30,7 +30,7 @@ use tokio_postgres::{AsyncMessage, NoTls, Row};
 
 /// How long a server may take to start, stop or answer before the test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
-const TEMPLATE: &str = "migrated_template";
+pub(crate) const TEMPLATE: &str = "migrated_template";
 const CERTIFICATE: &str = "server.crt";
 const KEY: &str = "server.key";
 const HBA: &str = "hba.conf";
