@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -21,9 +22,10 @@ use crate::feed::{self, Feed};
 use crate::health::Health;
 use crate::http::{self, App, Gate};
 use crate::log::LogControl;
+use crate::manager::{self, Watchdog};
 use crate::metrics::{Certificate, Metrics};
 use crate::replica::{Opened, Replica, ReplicaError};
-use crate::seal::{Keyring, KeyringError};
+use crate::seal::{Keyring, KeyringError, is_credential};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{ReadThrough, Target, TargetError};
 use crate::trace::{Traces, TracesError};
@@ -139,6 +141,7 @@ pub async fn run(
         started: Timestamp::now(),
     });
     let doors = http::bind(&config)?;
+    let watchdog = Watchdog::of_process(doors.address(), Arc::clone(&engine));
     let gate = doors.gate();
     if let Some(gate) = &gate {
         gate.tell_expiry(&metrics);
@@ -172,6 +175,16 @@ pub async fn run(
             "feed"
         }
     });
+    if let Some(watchdog) = watchdog {
+        let (draining, stop) = (stop_doors.clone(), stop_rest.clone());
+        parts.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = watchdog.feed(draining) => {}
+            }
+            "watchdog"
+        });
+    }
     parts.spawn({
         let (engine, stop) = (Arc::clone(&engine), stop_rest.clone());
         async move {
@@ -183,7 +196,7 @@ pub async fn run(
         let engine = Arc::clone(&engine);
         tokio::task::spawn_blocking(move || engine.judge_all())
     };
-    tell_manager(&[sd_notify::NotifyState::Ready]);
+    manager::tell(NotifyState::Ready);
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "answering");
 
     let mut serving = std::pin::pin!(serving);
@@ -195,10 +208,13 @@ pub async fn run(
             Some(()) = hangups.recv() => {
                 reload(&engine, &log, sources.as_ref()).await;
                 reload_gate(gate.as_ref(), &metrics).await;
+                if is_credential(&config.keys.file) {
+                    tracing::warn!("the service manager shows the keyring as it was when the service started; restart the service for one that has changed since");
+                }
             }
         }
     };
-    tell_manager(&[sd_notify::NotifyState::Stopping]);
+    manager::tell(NotifyState::Stopping);
     tracing::info!("draining");
     stop_doors.cancel();
     if ended != Some("call listener") {
@@ -219,17 +235,14 @@ pub async fn run(
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
 }
 
-/// What is due each second: what the cache postpones, ages for the metrics, the service manager's watchdog.
+/// What is due each second: what the cache postpones, ages for the metrics.
 async fn tick(engine: &Engine, stop: CancellationToken) {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = second.tick() => {
-                engine.tidy();
-                tell_manager(&[sd_notify::NotifyState::Watchdog]);
-            }
+            _ = second.tick() => engine.tidy(),
         }
     }
 }
@@ -288,13 +301,6 @@ fn keep_to_ourselves() {
         },
     ) {
         tracing::warn!(error = %err, "core dumps cannot be turned off");
-    }
-}
-
-/// Tells systemd, where it is the one that started us.
-fn tell_manager(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(err) = sd_notify::notify(state) {
-        tracing::debug!(error = %err, "the service manager cannot be told");
     }
 }
 

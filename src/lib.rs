@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod manager;
 pub mod example;
 pub mod http;
 pub mod log;

@@ -23,7 +23,7 @@ use crate::cause::chain;
 use crate::config::{self, Config, Problem};
 use crate::metrics::Certificate;
 use crate::replica;
-use crate::seal::Keyring;
+use crate::seal::{Keyring, lets_others_in};
 use crate::source::inspect::{self, Inspection};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{Role, Session, SourceError, Target};
@@ -514,7 +514,7 @@ async fn postgres(config: &Config, findings: &mut Findings) {
         "postgres.url_file"
     };
     if let Ok(metadata) = fs::metadata(&config.postgres.url_file)
-        && metadata.mode() & 0o077 != 0
+        && lets_others_in(&config.postgres.url_file, metadata.mode())
     {
         let path = config.postgres.url_file.display();
         findings.problem(

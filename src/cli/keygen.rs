@@ -57,7 +57,7 @@ pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, Cl
             .map_err(failed)?;
         write_keyring(&path, &text, Write::Replace)?;
         output::print(&format!(
-            "{told}: {id} is in and seals from now on. Copy the file to every node and run `systemctl reload sidetone` \
+            "{told}: {id} is in and seals from now on. Copy the file to every node and run `systemctl restart sidetone` \
              before you seal anything with it.\n"
         ))?;
     } else {

@@ -11,6 +11,7 @@
 
 mod access;
 mod admin_tcp;
+mod api;
 mod answers;
 mod browser;
 mod callers;
@@ -28,6 +29,7 @@ mod feed;
 mod history;
 mod hostile;
 mod leaks;
+mod manager;
 mod markdown;
 mod node;
 mod ops;

@@ -20,18 +20,18 @@ const LABEL: &str = "/v1/lookup/label?to=%2B14155550100";
 const CREDENTIALS: &str = "/v1/credentials?to=%2B14155550100";
 const TENANT: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 /// Where a caller connects.
 #[derive(Clone)]
-enum Door {
+pub(crate) enum Door {
     Unix(PathBuf),
     Tcp(u16),
 }
 
 impl Door {
-    async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
+    pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
         Ok(match self {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
             Self::Tcp(port) => Box::new(TcpStream::connect(("127.0.0.1", *port)).await?),
@@ -40,7 +40,7 @@ impl Door {
 }
 
 /// Reads one answer: `None` when the connection was closed before its first byte. Part of an answer is a failure.
-async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
+pub(crate) async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
     let mut first = [0];
     match stream.read(&mut first).await {
         Ok(0) | Err(_) => None,
