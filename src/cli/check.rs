@@ -258,7 +258,7 @@ fn keys(config: &Config, findings: &mut Findings) {
                 let Some(expires) = key.expires else { continue };
                 let found = format!("key {} expires at {expires}", key.id);
                 let remedy = if key.seals {
-                    "make another with `sidetone keygen --add --expires DATE`, then seal anew what this one sealed"
+                    "make another with `sidetone keygen --add` (and `--expires`), then seal anew what this one sealed"
                 } else {
                     "seal anew what is sealed with it, then take it out of the keyring"
                 };

@@ -23,16 +23,12 @@ pub struct KeygenArgs {
     add: bool,
     /// When the new key is to be out of use: a date such as 2027-01-01, or a time as of RFC 3339. It goes on opening
     /// then; `check`, the metrics and an alert tell
-    #[arg(long, value_name = "DATE", value_parser = in_future)]
+    #[arg(long, value_name = "DATE", value_parser = date)]
     expires: Option<Timestamp>,
 }
 
-fn in_future(text: &str) -> Result<Timestamp, &'static str> {
-    match expiry(text) {
-        None => Err("must be a date such as 2027-01-01, or a time such as 2027-01-01T00:00:00Z"),
-        Some(at) if at <= Timestamp::now() => Err("lies in the past"),
-        Some(at) => Ok(at),
-    }
+fn date(text: &str) -> Result<Timestamp, &'static str> {
+    expiry(text).ok_or("must be a date such as 2027-01-01, or a time such as 2027-01-01T00:00:00Z")
 }
 
 pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, CliError> {
@@ -41,6 +37,12 @@ pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, Cl
         None => settings.load()?.keys.file,
     };
     let told = path.display();
+    if args.expires.is_some_and(|at| at <= Timestamp::now()) {
+        return Err(CliError::Answer {
+            message: "--expires lies in the past".to_owned(),
+            exit: Exit::Usage,
+        });
+    }
     let failed = |err| CliError::below(format!("keyring {told}"), Exit::No, err);
     let dated = |text: Zeroizing<String>, id: &str| match args.expires {
         Some(at) => Keyring::expiring(&text, id, at),
