@@ -7,6 +7,7 @@
 mod acceptor;
 mod admin;
 mod audit;
+mod description;
 mod events;
 mod host;
 mod lane;
@@ -43,7 +44,6 @@ use self::lane::Lanes;
 use self::line::{Begun, Ends, Progress, Stream};
 use self::listen::{Arrival, Door};
 use self::swift::Plain;
-use self::token::Token;
 use self::watch::Hub;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
@@ -54,10 +54,12 @@ use crate::health::Health;
 use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
+use crate::trace::Traces;
 
-pub use self::listen::BindError;
+pub use self::listen::{Address, BindError};
 #[doc(hidden)]
 pub use self::params::{Said, read};
+pub use self::token::Gate;
 
 /// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;
@@ -84,6 +86,8 @@ pub struct App {
     pub feed: FeedHandle,
     /// Every setting.
     pub config: Arc<Config>,
+    /// Where slow answers are traced.
+    pub traces: Traces,
     /// The log's filter.
     pub log: LogControl,
     /// Name of this node.
@@ -97,7 +101,7 @@ pub struct App {
 pub struct Doors {
     call: Vec<Door>,
     admin: Option<Door>,
-    admin_tcp: Option<(Door, Token)>,
+    admin_tcp: Option<Door>,
     access: Access,
 }
 
@@ -105,6 +109,20 @@ impl Doors {
     /// Where calls are answered, for people.
     pub fn call(&self) -> impl Iterator<Item = &str> {
         self.call.iter().map(|door| door.name.as_str())
+    }
+
+    /// Where a caller of this host connects, the Unix socket first.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        let all: Vec<_> = self.call.iter().filter_map(Door::address).collect();
+        let unix = all.iter().find(|one| matches!(one, Address::Unix(_)));
+        unix.or(all.first()).cloned()
+    }
+
+    /// What lets operators over TCP in, where there is such a listener.
+    #[must_use]
+    pub fn gate(&self) -> Option<Arc<Gate>> {
+        self.admin_tcp.as_ref()?.gate.clone()
     }
 
     /// Where operators are answered, for people.
@@ -154,16 +172,15 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// What of the files for operators over TCP cannot be used, for `check`.
+/// The files for operators over TCP as they are now, for `check`.
 ///
 /// # Errors
 /// [`BindError`]: the first thing that would keep the daemon from starting.
-pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
-    if !config.admin.tcp.is_empty() {
-        Token::load(&config.admin.token_file)?;
-        token::tls(&config.admin)?;
+pub fn try_admin_tcp(config: &Config) -> Result<Option<Gate>, BindError> {
+    if config.admin.tcp.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    Gate::load(&config.admin).map(Some)
 }
 
 /// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
@@ -204,13 +221,14 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
     let listeners = Arc::new(Listeners::new());
     let measuring = tokio::spawn(listeners.clone().run(app.clone(), stop.clone()));
-    let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
-        token,
+        gate: doors.gate(),
         dialling: app.config.dialling(),
         access: doors.access,
         audit: Audit::default(),
         daemon: rustix::process::geteuid().as_raw(),
+        own: sd_notify::watchdog_enabled()
+            .map(|_| rustix::process::getpid().as_raw_nonzero().get()),
         hub,
         listeners,
         app,
@@ -221,7 +239,7 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let doors = [
         (Side::Call, &call, doors.call),
         (Side::Admin, &admin, doors.admin.into_iter().collect()),
-        (Side::Admin, &remote, admin_tcp.into_iter().collect()),
+        (Side::Admin, &remote, doors.admin_tcp.into_iter().collect()),
     ];
     let entrances = doors.into_iter().flat_map(|(side, room, doors)| {
         let entrance = move |door| Entrance::new(door, side, room);
@@ -632,7 +650,7 @@ impl<H: Host> Answering<H> {
                 return;
             };
             let handler = Arc::new(host.know_better(handler, side, &arrival, accepted));
-            let tls = door.tls.clone();
+            let tls = door.gate.as_ref().and_then(|gate| gate.tls());
             drop(door);
             let shaken = tokio::select! {
                 shaken = shake_hands(arrival, tls, limits.ends.header_timeout) => shaken,
@@ -690,10 +708,12 @@ struct Node {
     audit: Audit,
     dialling: Dialling,
     daemon: u32,
+    /// This process, where it asks itself for the service manager's watchdog.
+    own: Option<i32>,
     hub: Arc<Hub>,
     listeners: Arc<Listeners>,
-    /// What operators over TCP show.
-    token: Option<Token>,
+    /// What lets operators over TCP in.
+    gate: Option<Arc<Gate>>,
 }
 
 impl Host for Node {
@@ -703,23 +723,25 @@ impl Host for Node {
     fn connect(self: &Arc<Self>, door: &Door, side: Side, arrival: &Arrival) -> Connection {
         let with_groups = side == Side::Admin || self.access.asks_for_groups();
         let caller = match door.peer(arrival, with_groups) {
+            Some(peer) if side == Side::Call && self.is_this_process(&peer) => Caller::Own(peer),
             Some(peer) => Caller::Unix(peer),
             None => Caller::Tcp,
         };
         let may = match (side, &caller) {
             (Side::Call, _) => May::Call(self.access.rights(&caller, Instant::now())),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
-            (Side::Admin, Caller::Tcp) => May::Token,
+            (Side::Admin, Caller::Tcp | Caller::Own(_)) => May::Token,
         };
-        if side == Side::Call {
-            self.app.metrics.connections_total.inc();
-            self.app.metrics.connections.inc();
-        }
-        Connection {
+        let connection = Connection {
             node: self.clone(),
             caller,
             may,
+        };
+        if connection.is_counted() {
+            self.app.metrics.connections_total.inc();
+            self.app.metrics.connections.inc();
         }
+        connection
     }
 
     fn must_know_better(&self) -> bool {
@@ -760,6 +782,11 @@ impl Host for Node {
 }
 
 impl Node {
+    /// Whether the daemon asks itself. The user is compared too: what connected may have ended, and left its number to us.
+    fn is_this_process(&self, peer: &Peer) -> bool {
+        peer.uid == self.daemon && self.own.is_some() && peer.pid == self.own
+    }
+
     /// Root, the daemon's user, and the group that the socket's mode lets in.
     fn is_operator(&self, peer: &Peer, group: Option<u32>) -> bool {
         peer.uid == 0 || peer.uid == self.daemon || group.is_some_and(|gid| peer.is_in(gid))
@@ -796,13 +823,18 @@ impl May {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let May::Call(_) = self.may {
+        if self.is_counted() {
             self.node.app.metrics.connections.dec();
         }
     }
 }
 
 impl Connection {
+    /// Whether it is one of callers.
+    fn is_counted(&self) -> bool {
+        matches!(self.may, May::Call(_)) && !matches!(self.caller, Caller::Own(_))
+    }
+
     fn asking<'a>(&'a self, rights: &'a Rights) -> lookup::Asking<'a> {
         let Node {
             app,
@@ -825,7 +857,7 @@ impl Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node { audit, .. } = &*self.node;
+            let Node { audit, gate, .. } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
                 May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
@@ -837,12 +869,7 @@ impl Handler for Connection {
                 }
                 May::Admin(true) => admin::answer(&self.node, &self.caller, asked).await,
                 May::Token => {
-                    if self
-                        .node
-                        .token
-                        .as_ref()
-                        .is_some_and(|token| token.is_shown(&asked))
-                    {
+                    if gate.as_ref().is_some_and(|gate| gate.is_shown(&asked)) {
                         return admin::answer(&self.node, &self.caller, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");
@@ -877,7 +904,7 @@ impl Handler for Connection {
         match (&self.caller, &self.may) {
             // A browser gets to the operators' socket by a tunnel, and with it whatever page is open in it.
             (_, May::Admin(_) | May::Token) => Some(&self.node.app.config.admin.hosts),
-            (Caller::Unix(_), _) => None,
+            (Caller::Unix(_) | Caller::Own(_), _) => None,
             (Caller::Tcp, _) => Some(&[]),
         }
     }

@@ -11,15 +11,16 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
-use super::{App, Node, lookup};
+use super::{App, Node, description, lookup};
 use crate::access::{Caller, Rights};
 use crate::cause::chain;
 use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
 use crate::health::FeedStatus;
-use crate::metrics::Outcome;
+use crate::metrics::{Certificate, Label, Outcome};
 use crate::number::{self, Dialling};
 use crate::row::Fault;
+use crate::seal::KeyStatus;
 
 /// Most quarantined rows that are listed; all are counted.
 const MOST_LISTED: usize = 100;
@@ -35,8 +36,14 @@ pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply 
     let (app, dialling) = (&*node.app, &node.dialling);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" | "/v1/admin/events"
-        | "/v1/admin/lookup" | "/v1/admin/explain"
+        "/healthz"
+        | "/readyz"
+        | "/metrics"
+        | description::PATH
+        | "/v1/admin/status"
+        | "/v1/admin/events"
+        | "/v1/admin/lookup"
+        | "/v1/admin/explain"
             if !read =>
         {
             not_allowed("GET, HEAD", Form::Json)
@@ -44,6 +51,7 @@ pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply 
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
         "/metrics" => lookup::metrics(app),
+        description::PATH => description::answer(&asked),
         "/v1/admin/status" => Reply::json(&status(app)),
         "/v1/admin/events" => node.listeners.open(app, &asked),
         "/v1/admin/lookup" => as_if_called(node, caller, false, &asked).await,
@@ -102,21 +110,27 @@ pub(super) struct Status {
     connections_limit: i64,
     quarantined_rows: usize,
     quarantined: Vec<Fault>,
-    keys: Vec<Key>,
+    keys: Vec<KeyStatus>,
+    certificates: Vec<Expiring>,
     log_filter: String,
     settings: serde_json::Value,
 }
 
 #[derive(Serialize)]
-struct Key {
-    id: String,
-    seals: bool,
+struct Expiring {
+    certificate: &'static str,
+    expires: Timestamp,
 }
 
-fn keys(keys: Vec<(String, bool)>) -> Vec<Key> {
-    keys.into_iter()
-        .map(|(id, seals)| Key { id, seals })
-        .collect()
+/// The certificates in use, as far as they are known.
+fn certificates(app: &App) -> Vec<Expiring> {
+    let known = |certificate: &Certificate| {
+        Some(Expiring {
+            certificate: certificate.label(),
+            expires: app.metrics.certificate_expiry.time(*certificate)?,
+        })
+    };
+    Certificate::ALL.iter().filter_map(known).collect()
 }
 
 pub(super) fn status(app: &App) -> Status {
@@ -139,7 +153,8 @@ pub(super) fn status(app: &App) -> Status {
         connections_limit: app.metrics.connections_limit.get(),
         quarantined_rows,
         quarantined,
-        keys: keys(app.engine.keys()),
+        keys: app.engine.keys(),
+        certificates: certificates(app),
         log_filter: app.log.current(),
         settings: settings(&app.config),
     }
@@ -205,7 +220,7 @@ fn order(body: &[u8], dialling: &Dialling) -> Result<(Refresh, bool), Fail> {
     let body: RefreshBody = read(body, r#"{"scope":"all"}, {"tenant":"…"} or {"number":"…"}"#)?;
     let scope = match (body.scope, body.tenant, body.number) {
         (Some(Everything::All), None, None) => Scope::All,
-        (None, Some(tenant), None) if (1..=255).contains(&tenant.len()) => Scope::Tenant(tenant),
+        (None, Some(tenant), None) if (1..=256).contains(&tenant.len()) => Scope::Tenant(tenant),
         (None, Some(_), None) => return Err(bad("tenant must be a slug or an id")),
         (None, None, Some(number)) => Scope::Number(
             number::normalise(&number, dialling)
@@ -220,9 +235,14 @@ fn order(body: &[u8], dialling: &Dialling) -> Result<(Refresh, bool), Fail> {
     let at_least = match body.at_least {
         None => None,
         Some(Xid::Number(xid)) => Some(xid),
-        Some(Xid::Text(xid)) => Some(xid.parse().map_err(|_| {
-            bad("at_least must be a transaction id as pg_current_xact_id() tells it")
-        })?),
+        Some(Xid::Text(xid)) => Some(
+            Some(&xid)
+                .filter(|xid| xid.bytes().all(|byte| byte.is_ascii_digit()))
+                .and_then(|xid| xid.parse().ok())
+                .ok_or_else(|| {
+                    bad("at_least must be a transaction id as pg_current_xact_id() tells it")
+                })?,
+        ),
     };
     Ok((
         Refresh {
@@ -294,7 +314,7 @@ async fn reload_keys(app: &App) -> Reply {
     match tokio::task::spawn_blocking(move || engine.reload_keys()).await {
         Ok(Ok(now)) => {
             tracing::info!(keys = now.len(), "keyring read again");
-            Reply::json(&json!({"status": "ok", "keys": keys(now)}))
+            Reply::json(&json!({"status": "ok", "keys": now}))
         }
         Ok(Err(err)) => failure(
             StatusCode::CONFLICT,
@@ -416,6 +436,7 @@ mod tests {
             r#"{"tenant":"a","number":"+1"}"#,
             r#"{"scope":"all","at_least":"soon"}"#,
             r#"{"scope":"all","at_least":-1}"#,
+            r#"{"scope":"all","at_least":"+7"}"#,
             r#"{"scope":"all","wait":"yes"}"#,
             r#"{"scope":"all","acept_loss":true}"#,
         ] {

@@ -18,11 +18,10 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{UnixCredentials, getsockopt};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustls::server::ServerConfig;
 use tokio::net::{TcpStream, UnixSocket, UnixStream};
 
 use super::line::Stream;
-use super::token::{self, Token};
+use super::token::Gate;
 use crate::access::{self, Names, Peer};
 use crate::config::{AdminConfig, Config, FileMode, HttpConfig, Problem};
 
@@ -120,6 +119,15 @@ pub(super) enum Listener {
     Tcp(TcpListener),
 }
 
+/// Where a caller connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// At this path.
+    Unix(PathBuf),
+    /// At this address.
+    Tcp(SocketAddr),
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(super) struct Door {
@@ -131,8 +139,8 @@ pub(super) struct Door {
     /// Whether others than owner and group are kept out, so that a stranger who connected is of the group.
     closed_to_others: bool,
     owner: u32,
-    /// What is spoken below HTTP.
-    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// What is asked of those who come in, TLS among it.
+    pub(super) gate: Option<Arc<Gate>>,
     /// What is ours to remove at the end; nothing where systemd holds the socket.
     own: Mutex<Option<Own>>,
 }
@@ -171,6 +179,17 @@ impl AsRawFd for Door {
 }
 
 impl Door {
+    /// Where one connects to it, if that can be told.
+    pub(super) fn address(&self) -> Option<Address> {
+        match &self.listener {
+            Listener::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                Some(Address::Unix(address.as_pathname()?.to_owned()))
+            }
+            Listener::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
+        }
+    }
+
     /// Nobody can connect any more to a socket of ours; who did already can still be accepted.
     pub(super) fn refuse_new(&self) {
         let own = self
@@ -304,7 +323,7 @@ fn supplementary(pid: i32, uid: u32, gid: u32) -> Option<Vec<u32>> {
 pub(super) struct Opened {
     pub(super) call: Vec<Door>,
     pub(super) admin: Option<Door>,
-    pub(super) admin_tcp: Option<(Door, Token)>,
+    pub(super) admin_tcp: Option<Door>,
 }
 
 /// Takes what systemd passes and makes the rest.
@@ -336,6 +355,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             }
         }
     }
+    tell_other_places(config, &opened);
     let has = |doors: &[Door], unix: bool| {
         doors
             .iter()
@@ -376,12 +396,30 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
         opened.admin = Some(unix_door("admin.unix", unix, *unix_mode, None, directory)?);
     }
     if !config.admin.tcp.is_empty() {
-        let token = Token::load(&config.admin.token_file)?;
-        let tls = token::tls(&config.admin)?;
+        let gate = Some(Arc::new(Gate::load(&config.admin)?));
         let door = tcp_door("admin.tcp", &config.admin.tcp)?;
-        opened.admin_tcp = Some((Door { tls, ..door }, token));
+        opened.admin_tcp = Some(Door { gate, ..door });
     }
     Ok(opened)
+}
+
+/// Settings that name another place than systemd's socket have no effect, which whoever changed them should hear.
+fn tell_other_places(config: &Config, opened: &Opened) {
+    let doors = opened.call.iter().map(|door| (door, &config.http.unix));
+    let doors = doors.chain(opened.admin.iter().map(|door| (door, &config.admin.unix)));
+    for (door, unix) in doors {
+        let is_named = match door.address() {
+            Some(Address::Unix(path)) => path == *unix,
+            Some(Address::Tcp(address)) => config.http.tcp.parse() == Ok(address),
+            None => true,
+        };
+        if !is_named {
+            tracing::warn!(
+                socket = door.name,
+                "systemd passes a socket at another place than the settings name; its unit decides (systemctl edit sidetone.socket)"
+            );
+        }
+    }
 }
 
 /// Makes a Unix socket at `path`.
@@ -463,7 +501,7 @@ fn unix_door(
         group: (file.mode() & 0o020 != 0).then_some(file.gid()),
         closed_to_others: file.mode() & 0o002 == 0,
         owner: file.uid(),
-        tls: None,
+        gate: None,
         own: Mutex::new(Some(own)),
     })
 }
@@ -596,7 +634,7 @@ fn over_tcp(listener: TcpListener) -> io::Result<Door> {
         group: None,
         closed_to_others: false,
         owner: 0,
-        tls: None,
+        gate: None,
         own: Mutex::default(),
     })
 }
@@ -636,7 +674,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                     .filter(|_| mode & 0o020 != 0),
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
-                tls: None,
+                gate: None,
                 own: Mutex::default(),
             })
         }

@@ -12,21 +12,23 @@ use serde_json::json;
 
 use super::App;
 use super::audit::Audit;
+use super::description;
 use super::params::{self, Question};
 use super::swift::Plain;
 use super::watch::{self, Hub};
-use super::wire::{Asked, Fail, Form, Reply, not_allowed};
+use super::wire::{Asked, Fail, Form, Reply, names_tag, not_allowed};
 use crate::access::{Caller, Providers, Rights};
 use crate::answer::{self, Answer, Field};
 use crate::config::Right;
 use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
-use crate::metrics::{Outcome, Route};
+use crate::metrics::{Label, Outcome, Route};
 use crate::number::{self, Dialling, E164};
 use crate::profile::Refusal;
 use crate::row::Tenant;
 use crate::select::select;
+use crate::trace;
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +48,7 @@ enum Target {
     Healthz,
     Readyz,
     Metrics,
+    Description,
 }
 
 /// The route of a path, whatever the method.
@@ -59,6 +62,7 @@ fn target(path: &str) -> Option<Target> {
         "/healthz" => return Some(Target::Healthz),
         "/readyz" => return Some(Target::Readyz),
         "/metrics" => return Some(Target::Metrics),
+        description::PATH => return Some(Target::Description),
         _ => Wants::Field(Field::named(path.strip_prefix("/v1/lookup/")?)?),
     };
     Some(Target::Question(wants))
@@ -100,7 +104,7 @@ pub(super) struct Asking<'a> {
 /// Answers a request of the call side, and counts it.
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     let begun = Instant::now();
-    counted(asking.app, begun, routed(asking, asked, begun).await)
+    counted(asking, begun, routed(asking, asked, begun).await)
 }
 
 /// The answer to a plain request of the call side from memory, counted as every other. None, and nothing done, where
@@ -138,7 +142,11 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
         Ok(reply) => (Outcome::Ok, reply),
         Err(fail) => (fail.outcome, fail.reply(wants.form(asked.query))),
     };
-    Some(counted(app, begun, (wants.route(), Some(outcome), reply)))
+    Some(counted(
+        asking,
+        begun,
+        (wants.route(), Some(outcome), reply),
+    ))
 }
 
 /// Answers an operator who asks what a call would be told, or why: as a call is answered, but not counted as one.
@@ -154,18 +162,26 @@ pub(super) async fn as_if_called(asking: Asking<'_>, explains: bool, asked: &Ask
     }
 }
 
-/// An answer, counted.
+/// An answer, counted unless the daemon gave it to itself.
 fn counted(
-    app: &App,
+    Asking { app, caller, .. }: Asking<'_>,
     begun: Instant,
     (route, outcome, reply): (Route, Option<Outcome>, Reply),
 ) -> Reply {
+    if matches!(caller, Caller::Own(_)) {
+        return reply;
+    }
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
+    let took = begun.elapsed();
     app.metrics
         .request_duration
-        .observe(route, begun.elapsed().as_secs_f64());
+        .observe(route, took.as_secs_f64());
+    if took > trace::SLOW {
+        let outcome = outcome.map_or("", Label::label);
+        app.traces.slow_question(route.label(), outcome, took);
+    }
     reply
 }
 
@@ -235,7 +251,7 @@ async fn routed(
         };
         let form = match target {
             Target::Question(wants) => wants.form(&asked.query),
-            Target::Watch | Target::Healthz | Target::Readyz | Target::Metrics => Form::Json,
+            _ => Form::Json,
         };
         return other(Some(Outcome::MethodNotAllowed), not_allowed(allowed, form));
     }
@@ -243,6 +259,7 @@ async fn routed(
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
         Target::Metrics => other(None, metrics(app)),
+        Target::Description => other(None, description::answer(asked)),
         Target::Watch => match watch::open(asking, asked) {
             Ok(reply) => (Route::Watch, Some(Outcome::Ok), reply),
             Err(fail) => (Route::Watch, Some(fail.outcome), fail.reply(Form::Json)),
@@ -463,7 +480,7 @@ fn selected(
             let unchanged = terms
                 .none_match
                 .iter()
-                .any(|given| matches(given, &resolved.etag));
+                .any(|given| names_tag(given, &resolved.etag));
             // A 304 has the length of the answer that it stands for; its body is not sent.
             let code = if unchanged {
                 StatusCode::NOT_MODIFIED
@@ -496,14 +513,6 @@ fn selected(
 
 fn no_store(reply: Reply) -> Reply {
     reply.with(header::CACHE_CONTROL, "no-store")
-}
-
-/// Whether one of the listed tags is this one, or any will do.
-fn matches(given: &str, etag: &str) -> bool {
-    given
-        .split(',')
-        .map(str::trim)
-        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
 }
 
 /// The one place that says what a refusal is called.

@@ -553,6 +553,14 @@ async fn whole(mut body: Incoming, headers: &HeaderMap, most: u64) -> Result<Byt
     }
 }
 
+/// Whether one of the listed tags is this one, or any will do.
+pub(super) fn names_tag(given: &str, etag: &str) -> bool {
+    given
+        .split(',')
+        .map(str::trim)
+        .any(|one| one == "*" || one.strip_prefix("W/").unwrap_or(one) == etag)
+}
+
 /// Whether a caller may leave `Host` out.
 pub(super) fn is_old(version: Version) -> bool {
     version < Version::HTTP_11

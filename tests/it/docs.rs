@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use clap::Parser as _;
+use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::cluster::Cluster;
@@ -468,6 +469,7 @@ async fn every_metric_that_an_alert_the_runbook_or_a_promise_names_exists() {
         "deploy/prometheus/alerts.yml",
         "docs/runbook.md",
         "docs/promises.md",
+        "docs/observing.md",
     ] {
         for metric in metrics_in(&file(name)) {
             assert!(
@@ -496,6 +498,156 @@ async fn every_metric_that_an_alert_the_runbook_or_a_promise_names_exists() {
             }
         }
     }
+}
+
+/// The expressions of the dashboard: of its panels and its annotations.
+pub(crate) fn dashboard_expressions() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(
+                    fields
+                        .get("expr")
+                        .and_then(Value::as_str)
+                        .map(str::to_owned),
+                );
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    collect(
+        &serde_json::from_str(&file("deploy/grafana/sidetone.json")).unwrap(),
+        &mut found,
+    );
+    found
+}
+
+/// The selectors of an expression: each metric's name with what stands in its braces.
+fn selectors(expression: &str) -> Vec<(&str, &str)> {
+    let word = |c: char| c.is_ascii_lowercase() || c == '_';
+    expression
+        .match_indices('{')
+        .map(|(at, _)| {
+            let before = &expression[..at];
+            let name = before
+                .rfind(|c| !word(c))
+                .map_or(before, |end| &before[end + 1..]);
+            (name, expression[at + 1..].split('}').next().unwrap())
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_label_and_value_of_the_dashboard_exists_and_every_panel_has_its_place() {
+    let mut node = Node::prepare(crate::node::AWAY, "");
+    node.start();
+    node.answering().await;
+    let metrics = node.get("/metrics").await.body;
+    // What Prometheus itself adds.
+    let scraped = ["instance", "job", "le"];
+    let has = |name: &str, label: &str| {
+        let series = [format!("{name}{{"), format!("{name}_bucket{{")];
+        metrics.lines().any(|line| {
+            series
+                .iter()
+                .any(|begins| line.starts_with(begins.as_str()))
+                && line.contains(&format!("{label}=\""))
+        })
+    };
+    let expressions = dashboard_expressions();
+    assert!(expressions.len() > 40, "{}", expressions.len());
+    for expression in &expressions {
+        for (name, matchers) in selectors(expression) {
+            if ["up", "ALERTS", ""].contains(&name) {
+                continue;
+            }
+            let family = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(
+                metrics.contains(&format!("# TYPE {family} ")),
+                "{expression}: no metric {name}"
+            );
+            for matcher in matchers.split(',') {
+                let (label, value) = matcher.split_once('=').unwrap();
+                let label = label.trim_end_matches('!');
+                if scraped.contains(&label) {
+                    continue;
+                }
+                for value in value.trim_matches(['~', '"']).split('|') {
+                    let there = format!("{label}=\"{value}\"");
+                    assert!(
+                        metrics
+                            .lines()
+                            .any(|line| line.starts_with(family) && line.contains(&there)),
+                        "{expression}: no {there}"
+                    );
+                }
+            }
+        }
+        for labels in expression.split("by (").skip(1) {
+            for label in labels.split(')').next().unwrap().split(", ") {
+                let known = metrics_in(expression).iter().any(|name| has(name, label));
+                assert!(
+                    scraped.contains(&label) || known,
+                    "{expression}: no label {label}"
+                );
+            }
+        }
+    }
+    let board: Value = serde_json::from_str(&file("deploy/grafana/sidetone.json")).unwrap();
+    let panels = board["panels"].as_array().unwrap();
+    let place =
+        |panel: &Value| ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap());
+    for (index, panel) in panels.iter().enumerate() {
+        let [x, y, w, h] = place(panel);
+        assert!(x + w <= 24, "{panel}");
+        for other in &panels[..index] {
+            let [ox, oy, ow, oh] = place(other);
+            assert!(
+                x >= ox + ow || ox >= x + w || y >= oy + oh || oy >= y + h,
+                "{} stands on {}",
+                panel["title"],
+                other["title"]
+            );
+            assert_ne!(panel["id"], other["id"]);
+        }
+        if panel["type"] != "row" {
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+            assert!(
+                panel["description"].as_str().unwrap().len() > 10,
+                "{}",
+                panel["title"]
+            );
+            let names = alerts();
+            for word in panel["description"]
+                .as_str()
+                .unwrap()
+                .split([' ', ',', '.', ':'])
+            {
+                let known = !word.starts_with("Sidetone") || names.contains_key(word);
+                assert!(known, "no alert {word}");
+            }
+        }
+    }
+    let rows: Vec<&str> = panels
+        .iter()
+        .filter(|panel| panel["type"] == "row")
+        .map(|panel| panel["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "At a glance",
+            "Answers",
+            "Freshness",
+            "Feed",
+            "Replica and cache",
+            "Watchers and connections",
+            "Process"
+        ]
+    );
 }
 
 #[test]
@@ -536,6 +688,51 @@ fn every_alert_is_whole_and_has_its_section_of_the_runbook_and_the_other_way_rou
                 "no alert {word}"
             );
         }
+    }
+}
+
+/// The lines of fenced blocks of a language.
+fn lines_of(text: &str, language: &str) -> Vec<String> {
+    blocks(text, language)
+        .iter()
+        .flat_map(|(.., block)| block.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_observing_shows_of_filter_keyring_and_spans_works_and_is_all() {
+    let mut node = Node::prepare(crate::node::AWAY, "");
+    node.start();
+    node.answering().await;
+    let text = file("docs/observing.md");
+    let put = lines_of(&text, "sh")
+        .into_iter()
+        .find(|line| line.starts_with("curl "))
+        .unwrap();
+    let body = put.split("-d '").nth(1).unwrap().trim_end_matches('\'');
+    assert!(
+        put.contains(" -X PUT http://localhost/v1/admin/log "),
+        "{put}"
+    );
+    let reply = node.admin("PUT", "/v1/admin/log", body).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+
+    let ring = fs::read_to_string(node.path("keyring.toml")).unwrap();
+    let expires = lines_of(&text, "toml").join("\n");
+    fs::write(node.path("keyring.toml"), ring + "\n" + &expires).unwrap();
+    let reply = node.admin("POST", "/v1/admin/keys/reload", "").await;
+    assert_eq!(reply.text("/keys/0/expires"), "2027-01-01T00:00:00Z");
+
+    let words = file("src/trace.rs");
+    let spans = words
+        .split("Work {")
+        .nth(1)
+        .unwrap()
+        .split("\n}")
+        .next()
+        .unwrap();
+    for name in spans.split('"').skip(1).step_by(2) {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
     }
 }
 

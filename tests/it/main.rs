@@ -11,6 +11,7 @@
 
 mod access;
 mod admin_tcp;
+mod api;
 mod answers;
 mod browser;
 mod callers;
@@ -28,10 +29,12 @@ mod feed;
 mod history;
 mod hostile;
 mod leaks;
+mod manager;
 mod markdown;
 mod node;
 mod ops;
 mod page;
+mod prometheus;
 mod proxy;
 mod rows;
 mod schema;
@@ -40,5 +43,6 @@ mod start;
 mod storms;
 mod terminal;
 mod tls;
+mod traces;
 mod watch;
 mod worlds;
