@@ -6,7 +6,6 @@
 
 mod admin;
 mod audit;
-mod description;
 mod events;
 mod host;
 mod lane;
