@@ -73,11 +73,15 @@ def pairs(_, response):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """What no schema of single parameters can say: either `to` or `tenant` is watched. And nobody waits for a
-    transaction that never comes, ten seconds each time."""
+    """What no schema of single parameters can say: either `to` or `tenant` is watched. And no order waits ten seconds, with
+    the others behind it, for a transaction that never comes: it is one that has been."""
     body = case.body
-    if case.operation.path == "/v1/admin/refresh" and isinstance(body, dict) and body.get("at_least") and body.get("wait") is True:
-        body["wait"] = False
+    if case.operation.path == "/v1/admin/refresh" and isinstance(body, dict):
+        xid = body.get("at_least")
+        if type(xid) is int and xid > 0:
+            body["at_least"] = 1
+        elif isinstance(xid, str) and xid.isascii() and xid.isdigit():
+            body["at_least"] = "1"
     if case.operation.path != "/v1/watch" or not case.meta or not case.meta.generation.mode.is_positive:
         return
     query = case.query
