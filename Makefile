@@ -1,9 +1,12 @@
 # What people run. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help bench check-instructions demo fuzz test test-api test-clients test-faults test-start soak test-postgres-versions
+.PHONY: help bench check-instructions deb demo fuzz test test-api test-clients test-deb test-faults test-start soak test-postgres-versions
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-24s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deb: ## the Debian package of a release build, into target/debian
+	@scripts/build-deb
 
 demo: ## throwaway Postgres, example rows, daemon, sample calls; ONCE=1 ends after the calls
 	@scripts/ensure-postgres
@@ -24,6 +27,9 @@ test-clients: ## the files of clients/ against a real node: curl, Python, Node, 
 	@scripts/ensure-postgres
 	@scripts/ensure-clients
 	SQLX_OFFLINE=true cargo test --locked --test it -- clients::
+
+test-deb: ## builds the package, installs it into a scratch directory and tries everything in it
+	scripts/test-deb --release
 
 test-postgres-versions: ## the tests of schema, feed and faults against Postgres 13 to 18, which npm brings
 	scripts/test-postgres-versions $(VERSIONS)

@@ -156,9 +156,15 @@ function flatten(prefix, value, to) {
   }
 }
 
+/** An entry of a list; what is true of it stands behind it. */
+function one(entry) {
+  if (typeof entry !== 'object') return entry;
+  return Object.entries(entry).map(([name, value]) => (value === true ? `(${name})` : value)).filter((value) => value !== false).join(' ');
+}
+
 function said(name, value) {
   if (value === null || value === '' || (Array.isArray(value) && !value.length)) return t('unknown');
-  if (Array.isArray(value)) return value.map((one) => (typeof one === 'object' ? Object.values(one).join(' ') : one)).join(', ');
+  if (Array.isArray(value)) return value.map(one).join(', ');
   if (typeof value === 'boolean') return t(value ? 'yes' : 'no');
   if (typeof value !== 'number') return value;
   if (/(^|_)bytes$/.test(name)) return bytes(value);

@@ -24,12 +24,12 @@ const SPANISH = [
   [/^the call's (\S+) is (.*)$/s, (name, value) => `${name} de la llamada es ${value}`],
   [/^the call's (\S+) are (.*)$/s, (name, values) => `${name} de la llamada son ${values}`],
   [/^the call says itself whether it is outside business hours$/, () => 'la propia llamada dice si está fuera del horario de atención'],
-  [/^the tenant is open at this local time$/, () => 'el cliente está abierto a esta hora local'],
-  [/^the tenant is closed at this local time$/, () => 'el cliente está cerrado a esta hora local'],
-  [/^the tenant has no business hours$/, () => 'el cliente no tiene horario de atención'],
+  [/^the tenant is open at this local time$/, () => 'el tenant está abierto a esta hora local'],
+  [/^the tenant is closed at this local time$/, () => 'el tenant está cerrado a esta hora local'],
+  [/^the tenant has no business hours$/, () => 'el tenant no tiene horario de atención'],
   [/^(\S+) of the number; no binding that acts overrides it$/, (column) => `${column} del número; ninguna vinculación que actúe lo cambia`],
-  [/^(\S+) of the tenant's settings; no binding that acts overrides it$/, (column) => `${column} de los ajustes del cliente; ninguna vinculación que actúe lo cambia`],
-  [/^no settings row of the tenant is in force$/, () => 'no hay ninguna fila de ajustes del cliente en vigor'],
+  [/^(\S+) of the tenant's settings; no binding that acts overrides it$/, (column) => `${column} de los ajustes del tenant; ninguna vinculación que actúe lo cambia`],
+  [/^no settings row of the tenant is in force$/, () => 'no hay ninguna fila de ajustes del tenant en vigor'],
   [/^(\S+) of binding (\S+), which acts for prompt (\S+), the last in the stack with this override$/, (effect, binding, prompt) => `${effect} de la vinculación ${binding}, que actúa por el prompt ${prompt}, el último de la pila que lo cambia`],
 ];
 

@@ -49,6 +49,8 @@ pub enum Caller {
     Unix(Peer),
     /// Over loopback TCP.
     Tcp,
+    /// The daemon, over its own Unix socket: it asks in order to know that it answers. Not counted.
+    Own(Peer),
 }
 
 /// The users and groups of this host.
@@ -412,12 +414,12 @@ impl Access {
         let peer = match caller {
             Caller::Tcp => {
                 return Rights {
-                    tcp: true,
+                    config: true,
                     rules: Vec::new(),
                     limit: self.tcp.clone(),
                 };
             }
-            Caller::Unix(peer) => peer,
+            Caller::Unix(peer) | Caller::Own(peer) => peer,
         };
         let rules: Vec<Arc<Rule>> = self
             .rules
@@ -437,10 +439,11 @@ impl Access {
                 .unwrap_or_else(PoisonError::into_inner)
                 .of((peer.uid, unit), now),
         });
+        let own = matches!(caller, Caller::Own(_));
         Rights {
-            tcp: false,
+            config: own,
             rules,
-            limit,
+            limit: limit.filter(|_| !own),
         }
     }
 }
@@ -516,7 +519,8 @@ fn who(rule: &AccessRule, names: &Names) -> Result<Who, String> {
 /// What one caller may ask: the rules that are about it, their rights added up.
 #[derive(Debug, Clone)]
 pub struct Rights {
-    tcp: bool,
+    /// `config` for every tenant, whatever the rules.
+    config: bool,
     rules: Vec<Arc<Rule>>,
     limit: Option<Limit>,
 }
@@ -526,7 +530,7 @@ impl Rights {
     #[must_use]
     pub fn of_operators() -> Self {
         Self {
-            tcp: true,
+            config: true,
             rules: Vec::new(),
             limit: None,
         }
@@ -535,7 +539,7 @@ impl Rights {
     /// Whether any rule is about the caller.
     #[must_use]
     pub fn any(&self) -> bool {
-        self.tcp || !self.rules.is_empty()
+        self.config || !self.rules.is_empty()
     }
 
     /// Takes one request of what the caller may ask now.
@@ -564,7 +568,7 @@ impl Rights {
     #[must_use]
     pub fn anywhere(&self, right: Right) -> bool {
         match right {
-            Right::Config if self.tcp => true,
+            Right::Config if self.config => true,
             _ => self.rules.iter().any(|rule| rule.allow.contains(&right)),
         }
     }
@@ -572,7 +576,7 @@ impl Rights {
     /// Whether the caller may ask everything but credentials of a tenant.
     #[must_use]
     pub fn config(&self, tenant: &Tenant) -> bool {
-        self.tcp
+        self.config
             || self
                 .rules
                 .iter()

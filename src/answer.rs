@@ -122,6 +122,31 @@ impl Field {
         _ => Self::ALL,
     };
 
+    /// The order of a form. What people and callers write freely stands last: Asterisk's HASH() takes a `(`, a `[` or a `"` in a
+    /// value for the beginning of something and all that follows for its content, however it was encoded.
+    const IN_A_FORM: &'static [Self] = &[
+        Self::Status,
+        Self::Number,
+        Self::TenantId,
+        Self::Language,
+        Self::Timezone,
+        Self::LocalTime,
+        Self::BusinessHours,
+        Self::RecordingEnabled,
+        Self::Revision,
+        Self::Stale,
+        Self::StalenessMs,
+        Self::PromptIds,
+        Self::TenantSlug,
+        Self::Voice,
+        Self::Model,
+        Self::TranscriptionProvider,
+        Self::Label,
+        Self::TenantName,
+        Self::AccountRef,
+        Self::EventType,
+    ];
+
     /// Whether equal answers may differ in it: it does not enter the ETag.
     fn is_volatile(self) -> bool {
         matches!(self, Self::LocalTime | Self::Stale | Self::StalenessMs)
@@ -357,7 +382,7 @@ impl<'s, 'p> Answer<'s, 'p> {
         let write = |cuts: &Cuts| {
             let mut form = Vec::with_capacity(VIEW_BYTES.saturating_add(self.stack.ids().len()));
             let mut text = Vec::new();
-            for field in Field::ALL {
+            for field in Field::IN_A_FORM {
                 text.clear();
                 write_plain(&mut text, cuts.value(self, *field));
                 push_pair(&mut form, field.name(), &text);

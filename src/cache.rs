@@ -5,12 +5,14 @@
 //! afterwards. An entry remembers the generations from before its rows were read and is good only while they stand.
 //! A change to a tenant costs one store and one removal, however many numbers it has: a tenant's entry holds opened
 //! credentials, which must not stay in memory until somebody calls. Numbers that share a generation by chance are
-//! built anew without need, never served wrongly.
+//! built anew without need, never served wrongly. A number's entry knows its tenant's, which saves the look for it, and
+//! keeps nothing of it in memory.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, RandomState};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use moka::notification::RemovalCause;
 use moka::sync::Cache as Moka;
@@ -23,6 +25,9 @@ use crate::profile::{NumberProfile, TenantProfile};
 /// Generations of numbers and of tenants; memory, not correctness, depends on how many.
 const NUMBER_STRIPES: usize = 16 * 1024;
 const TENANT_STRIPES: usize = 4 * 1024;
+
+/// Of so many answers one looks for its tenant: what is never looked for is the first to be evicted.
+const LOOKS_OF: u32 = 16;
 
 /// What an entry was built under. Odd: a change was being committed, keep nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,11 +85,19 @@ impl Stripes {
 struct NumberEntry {
     profile: Arc<NumberProfile>,
     generation: Generation,
+    tenant: Option<KnownTenant>,
 }
 
 #[derive(Debug, Clone)]
 struct TenantEntry {
     profile: Arc<TenantProfile>,
+    generation: Generation,
+}
+
+/// A tenant's entry as a number's knows it: gone when that is.
+#[derive(Debug, Clone)]
+struct KnownTenant {
+    profile: Weak<TenantProfile>,
     generation: Generation,
 }
 
@@ -159,7 +172,39 @@ impl Cache {
     #[must_use]
     pub fn get(&self, number: &E164) -> Option<Pair> {
         let entry = self.numbers.get(number)?;
-        let tenant = self.tenant(entry.profile.row.tenant_id)?;
+        let id = entry.profile.row.tenant_id;
+        let known = entry.tenant.and_then(|known| {
+            let generation = known.generation;
+            let profile = known.profile.upgrade()?;
+            (self.tenant_generations.get(&id) == generation).then_some(profile)
+        });
+        let tenant = match known {
+            Some(tenant) => {
+                if is_due() {
+                    self.tenants.get(&id);
+                }
+                tenant
+            }
+            None => {
+                let TenantEntry {
+                    profile,
+                    generation,
+                } = self.tenant_entry(id)?;
+                let tenant = KnownTenant {
+                    profile: Arc::downgrade(&profile),
+                    generation,
+                };
+                if self.number_is(number, entry.generation) {
+                    let knowing = NumberEntry {
+                        profile: Arc::clone(&entry.profile),
+                        generation: entry.generation,
+                        tenant: Some(tenant),
+                    };
+                    self.numbers.insert(*number, knowing);
+                }
+                profile
+            }
+        };
         // Last, so that a batch which changed both between the two reads is noticed.
         self.number_is(number, entry.generation)
             .then_some((entry.profile, tenant))
@@ -168,9 +213,13 @@ impl Cache {
     /// A tenant, where it is here and good.
     #[must_use]
     pub fn tenant(&self, id: Uuid) -> Option<Arc<TenantProfile>> {
+        Some(self.tenant_entry(id)?.profile)
+    }
+
+    fn tenant_entry(&self, id: Uuid) -> Option<TenantEntry> {
         let entry = self.tenants.get(&id)?;
         let now = self.tenant_generations.get(&id);
-        (now.is_settled() && now == entry.generation).then_some(entry.profile)
+        (now.is_settled() && now == entry.generation).then_some(entry)
     }
 
     /// To be taken before the rows of a number are read.
@@ -199,6 +248,7 @@ impl Cache {
                 NumberEntry {
                     profile: Arc::clone(profile),
                     generation,
+                    tenant: None,
                 },
             );
         }
@@ -277,11 +327,99 @@ impl Cache {
     }
 }
 
+/// Whether this is one of [`LOOKS_OF`], counted by each thread for itself.
+fn is_due() -> bool {
+    thread_local!(static TURN: Cell<u32> = const { Cell::new(0) });
+    TURN.with(|turn| {
+        let next = turn.get().wrapping_add(1);
+        turn.set(next);
+        next.is_multiple_of(LOOKS_OF)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
+    use serde_json::json;
+
     use super::*;
+    use crate::admit::{self, AdmissionLimits};
+    use crate::resolve;
+    use crate::seal::Keyring;
+
+    const NUMBER: &str = "+14155550100";
+    const TENANT: Uuid = Uuid::from_u128(7);
+
+    fn number() -> Arc<NumberProfile> {
+        let row = json!({
+            "id": Uuid::from_u128(1), "tenant_id": TENANT, "e164": NUMBER, "label": null, "default_language": "es",
+            "default_voice": null, "timezone": "UTC", "active": true,
+        });
+        let record = admit::number(NUMBER, &row.to_string(), None);
+        Arc::new(resolve::number(&record).unwrap())
+    }
+
+    fn tenant(name: &str) -> Arc<TenantProfile> {
+        let rows = json!({
+            "tenant": {"id": TENANT, "name": name, "slug": "acme", "status": "active"},
+            "settings": null, "credentials": [], "prompts": [],
+        });
+        let limits = AdmissionLimits {
+            prompt_bytes: 1000,
+            credential_bytes: 1000,
+            rows_per_tenant: 1000,
+        };
+        let record = admit::tenant(TENANT, &rows.to_string(), None, &limits);
+        let keyring = Keyring::parse(&Keyring::generate("k1").unwrap()).unwrap();
+        Arc::new(resolve::tenant(&record, &keyring, None).unwrap())
+    }
+
+    fn change(tenants: Vec<Uuid>, numbers: Vec<E164>) -> Touched {
+        Touched::Named { numbers, tenants }
+    }
+
+    #[test]
+    fn numbers_know_their_tenant_and_keep_nothing_of_it_when_it_changes() {
+        let cache = Cache::new(1 << 20, &Arc::new(Metrics::new().unwrap()));
+        let e164 = number().row.e164;
+        let keep = |name| {
+            let tenant = tenant(name);
+            cache.keep_tenant(TENANT, &tenant, cache.tenant_generation(TENANT));
+            Arc::downgrade(&tenant)
+        };
+        let named = || {
+            cache
+                .get(&e164)
+                .map(|(_, tenant)| tenant.tenant.name.clone())
+        };
+        let mut old = keep("first");
+        cache.keep_number(&e164, &number(), cache.number_generation(&e164));
+        for name in ["second", "third"] {
+            for _ in 0..40 {
+                assert!(named().is_some());
+            }
+            drop(cache.changing(change(vec![TENANT], Vec::new())));
+            assert_eq!(named(), None);
+            let begun = std::time::Instant::now();
+            while old.upgrade().is_some() {
+                cache.tidy();
+                assert!(
+                    begun.elapsed().as_secs() < 20,
+                    "a tenant outlives its change"
+                );
+            }
+            old = keep(name);
+            assert_eq!(named().as_deref(), Some(name));
+        }
+        let changing = cache.changing(change(vec![TENANT], Vec::new()));
+        assert_eq!(named(), None);
+        drop(changing);
+        keep("last");
+        assert_eq!(named().as_deref(), Some("last"));
+        drop(cache.changing(change(Vec::new(), vec![e164])));
+        assert_eq!(named(), None);
+    }
 
     #[test]
     fn a_commit_that_panics_leaves_generations_settled_and_moved_on() {

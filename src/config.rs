@@ -435,6 +435,9 @@ section! {
         format: LogFormat = LogFormat::Json,
         /// Level, or directives of tracing's `EnvFilter` such as `info,sidetone::feed=debug`.
         filter: String = "info".to_owned(),
+        /// URL of a collector that takes traces by OTLP over HTTP, such as `http://127.0.0.1:4318`; without a path they
+        /// go to `/v1/traces`. Empty: none are made.
+        otlp_endpoint: String = String::new(),
     }
 }
 
@@ -467,6 +470,38 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[log]`
     pub log: LogConfig,
+}
+
+/// Where `log.otlp_endpoint` sends to. Without a path that is the one that OTLP gives to traces.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn collector(text: &str) -> Result<hyper::Uri, &'static str> {
+    let given: hyper::Uri = text
+        .parse()
+        .map_err(|_| "must be a URL such as http://127.0.0.1:4318")?;
+    let (Some(scheme), Some(authority)) = (given.scheme_str(), given.authority()) else {
+        return Err("must be a URL such as http://127.0.0.1:4318");
+    };
+    if !matches!(scheme, "http" | "https") {
+        return Err("must begin with http:// or https://; OTLP over gRPC is not spoken");
+    }
+    if authority.as_str().contains('@') {
+        return Err("must hold no user or password; a collector on this host needs none");
+    }
+    if given.query().is_some() {
+        return Err("must have no query");
+    }
+    let path = match given.path() {
+        "" | "/" => "/v1/traces",
+        path => path,
+    };
+    hyper::Uri::builder()
+        .scheme(scheme)
+        .authority(authority.as_str())
+        .path_and_query(path)
+        .build()
+        .map_err(|_| "must be a URL such as http://127.0.0.1:4318")
 }
 
 /// Sizes as they are written in the file: `"256MiB"`, without a fraction where there is none.
@@ -848,6 +883,11 @@ impl Config {
         }
         if let Err(err) = tracing_subscriber::EnvFilter::try_new(&self.log.filter) {
             wrong("log.filter", &format!("is no filter: {err}"));
+        }
+        if !self.log.otlp_endpoint.is_empty()
+            && let Err(what) = collector(&self.log.otlp_endpoint)
+        {
+            wrong("log.otlp_endpoint", what);
         }
         found
     }
@@ -1231,6 +1271,30 @@ mod tests {
                 .iter()
                 .map(|p| p.to_string().replace(&path.display().to_string(), "FILE"))
                 .collect(),
+        }
+    }
+
+    #[test]
+    fn an_endpoint_is_a_url_without_secrets_and_gets_the_path_of_traces() {
+        for (given, to) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("http://127.0.0.1:4318/", "http://127.0.0.1:4318/v1/traces"),
+            ("https://otel.example/in/x", "https://otel.example/in/x"),
+            ("http://[::1]:4318", "http://[::1]:4318/v1/traces"),
+        ] {
+            assert_eq!(collector(given).unwrap().to_string(), to);
+        }
+        for given in [
+            "127.0.0.1:4318",
+            "collector",
+            "/v1/traces",
+            "grpc://127.0.0.1:4317",
+            "http://user:secret@otel.example",
+            "http://otel.example/?token=secret",
+            "http://",
+        ] {
+            let told = collector(given).unwrap_err();
+            assert!(!told.contains("secret"), "{told}");
         }
     }
 

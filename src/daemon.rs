@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -19,13 +20,15 @@ use crate::engine::{Engine, Parts};
 use crate::feed::handle::FeedHandle;
 use crate::feed::{self, Feed};
 use crate::health::Health;
-use crate::http::{self, App};
+use crate::http::{self, App, Gate};
 use crate::log::LogControl;
-use crate::metrics::Metrics;
+use crate::manager::{self, Watchdog};
+use crate::metrics::{Certificate, Metrics};
 use crate::replica::{Opened, Replica, ReplicaError};
-use crate::seal::{Keyring, KeyringError};
+use crate::seal::{Keyring, KeyringError, is_credential};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{ReadThrough, Target, TargetError};
+use crate::trace::{Traces, TracesError};
 
 /// Why the daemon does not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,9 @@ pub enum DaemonError {
     /// `http.*` and `admin.*`
     #[error(transparent)]
     Bind(#[from] http::BindError),
+    /// `log.otlp_endpoint`
+    #[error(transparent)]
+    Traces(#[from] TracesError),
     /// Two metrics share a name.
     #[error("metrics cannot be registered")]
     Metrics(#[from] prometheus::Error),
@@ -56,8 +62,8 @@ pub enum DaemonError {
     Ended(&'static str),
 }
 
-/// Runs a node until `stop`, then drains within `http.drain_timeout`. With `sources`, SIGHUP reads the log filter and
-/// the keyring again.
+/// Runs a node until `stop`, then drains within `http.drain_timeout`. SIGHUP reads the keyring and the files of
+/// operators over TCP again, and with `sources` the log filter.
 ///
 /// # Errors
 /// [`DaemonError`]; before the sockets are bound nothing was answered.
@@ -86,6 +92,7 @@ pub async fn run(
         }
     }
     let metrics = Arc::new(Metrics::new()?);
+    let traces = Traces::new(&config.log.otlp_endpoint, &node, &metrics)?;
     let health = Arc::new(Health::new(
         config.feed.stale_after,
         config.feed.refuse_credentials_after,
@@ -128,11 +135,20 @@ pub async fn run(
         metrics: Arc::clone(&metrics),
         feed: feed_handle,
         config: Arc::new(config.clone()),
+        traces: traces.clone(),
         log: log.clone(),
         node,
         started: Timestamp::now(),
     });
     let doors = http::bind(&config)?;
+    let watchdog = Watchdog::of_process(doors.address(), Arc::clone(&engine));
+    let gate = doors.gate();
+    if let Some(gate) = &gate {
+        gate.tell_expiry(&metrics);
+    }
+    metrics
+        .certificate_expiry
+        .set_time(Certificate::PostgresCa, target.authorities_expiry);
     let feed = Feed {
         target,
         read_target,
@@ -141,6 +157,7 @@ pub async fn run(
         engine: Arc::clone(&engine),
         health: Arc::clone(&health),
         metrics: Arc::clone(&metrics),
+        traces: traces.clone(),
         orders,
     };
 
@@ -158,6 +175,16 @@ pub async fn run(
             "feed"
         }
     });
+    if let Some(watchdog) = watchdog {
+        let (draining, stop) = (stop_doors.clone(), stop_rest.clone());
+        parts.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = watchdog.feed(draining) => {}
+            }
+            "watchdog"
+        });
+    }
     parts.spawn({
         let (engine, stop) = (Arc::clone(&engine), stop_rest.clone());
         async move {
@@ -169,7 +196,7 @@ pub async fn run(
         let engine = Arc::clone(&engine);
         tokio::task::spawn_blocking(move || engine.judge_all())
     };
-    tell_manager(&[sd_notify::NotifyState::Ready]);
+    manager::tell(NotifyState::Ready);
     tracing::info!(node = %app.node, version = env!("CARGO_PKG_VERSION"), "answering");
 
     let mut serving = std::pin::pin!(serving);
@@ -178,10 +205,16 @@ pub async fn run(
             () = stop.cancelled() => break None,
             _ = &mut serving => break Some("call listener"),
             Some(part) = parts.join_next() => break Some(part.unwrap_or("feed, by a panic,")),
-            Some(()) = hangups.recv() => reload(&engine, &log, sources.as_ref()).await,
+            Some(()) = hangups.recv() => {
+                reload(&engine, &log, sources.as_ref()).await;
+                reload_gate(gate.as_ref(), &metrics).await;
+                if is_credential(&config.keys.file) {
+                    tracing::warn!("the service manager shows the keyring as it was when the service started; restart the service for one that has changed since");
+                }
+            }
         }
     };
-    tell_manager(&[sd_notify::NotifyState::Stopping]);
+    manager::tell(NotifyState::Stopping);
     tracing::info!("draining");
     stop_doors.cancel();
     if ended != Some("call listener") {
@@ -197,21 +230,19 @@ pub async fn run(
     })
     .await;
     let _ = judged.await;
+    traces.shut_down().await;
     tracing::info!("stopped");
     ended.map_or(Ok(()), |part| Err(DaemonError::Ended(part)))
 }
 
-/// What is due each second: what the cache postpones, ages for the metrics, the service manager's watchdog.
+/// What is due each second: what the cache postpones, ages for the metrics.
 async fn tick(engine: &Engine, stop: CancellationToken) {
     let mut second = interval(Duration::from_secs(1));
     second.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            _ = second.tick() => {
-                engine.tidy();
-                tell_manager(&[sd_notify::NotifyState::Watchdog]);
-            }
+            _ = second.tick() => engine.tidy(),
         }
     }
 }
@@ -239,6 +270,23 @@ async fn reload(engine: &Arc<Engine>, log: &LogControl, sources: Option<&Sources
     }
 }
 
+async fn reload_gate(gate: Option<&Arc<Gate>>, metrics: &Metrics) {
+    let Some(gate) = gate else { return };
+    let reloading = Arc::clone(gate);
+    match tokio::task::spawn_blocking(move || reloading.reload()).await {
+        Ok(Ok(())) => {
+            gate.tell_expiry(metrics);
+            tracing::info!("token and certificates of admin.tcp read again");
+        }
+        Ok(Err(err)) => {
+            tracing::error!(error = %chain(&err), "token and certificates of admin.tcp cannot be read again; the old ones stay in force")
+        }
+        Err(_) => tracing::error!(
+            "reading the certificates of admin.tcp again panicked; the old ones stay in force"
+        ),
+    }
+}
+
 /// No core dump and no debugger of another process: credentials stand in memory.
 fn keep_to_ourselves() {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
@@ -253,13 +301,6 @@ fn keep_to_ourselves() {
         },
     ) {
         tracing::warn!(error = %err, "core dumps cannot be turned off");
-    }
-}
-
-/// Tells systemd, where it is the one that started us.
-fn tell_manager(state: &[sd_notify::NotifyState<'_>]) {
-    if let Err(err) = sd_notify::notify(state) {
-        tracing::debug!(error = %err, "the service manager cannot be told");
     }
 }
 

@@ -20,7 +20,7 @@ use crate::admit::{self, AdmissionLimits};
 use crate::cache::{Cache, Touched};
 use crate::change::Cursor;
 use crate::health::{FeedState, Health, Staleness, since_boot};
-use crate::metrics::{Kind, Metrics};
+use crate::metrics::{KeyRole, Kind, Metrics};
 use crate::number::E164;
 use crate::profile::{NumberProfile, Profile, Refusal, TenantProfile};
 use crate::replica::{
@@ -29,7 +29,7 @@ use crate::replica::{
 };
 use crate::resolve;
 use crate::row::{Fault, Reason, Table, Tenant, TenantRecord};
-use crate::seal::{Keyring, KeyringError};
+use crate::seal::{KeyStatus, Keyring, KeyringError};
 use crate::source::ReadThrough;
 
 /// How often an answer from memory is tried again when a batch gets in between, before the replica is asked.
@@ -130,6 +130,7 @@ impl Engine {
         if let Some(age) = parts.replica.level_age() {
             parts.health.proven_before(age);
         }
+        tell_expiry(&parts.metrics, &parts.keyring.status());
         Ok(Self {
             cache: Cache::new(parts.cache_bytes, &parts.metrics),
             replica: parts.replica,
@@ -484,11 +485,12 @@ impl Engine {
     ///
     /// # Errors
     /// [`ReloadError`]; then the old keyring stays in force.
-    pub fn reload_keys(&self) -> Result<Vec<(String, bool)>, ReloadError> {
+    pub fn reload_keys(&self) -> Result<Vec<KeyStatus>, ReloadError> {
         let keyring = Keyring::load(&self.keys_file)?;
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.replica.rewrap(&keyring)?;
         let status = keyring.status();
+        tell_expiry(&self.metrics, &status);
         self.keyring.store(Arc::new(keyring));
         self.cache.forget_all();
         if let Ok(ids) = self.replica.view().and_then(|view| view.tenant_ids()) {
@@ -497,9 +499,9 @@ impl Engine {
         Ok(status)
     }
 
-    /// Ids of the keys, and which one seals.
+    /// Ids of the keys, which one seals, when they expire.
     #[must_use]
-    pub fn keys(&self) -> Vec<(String, bool)> {
+    pub fn keys(&self) -> Vec<KeyStatus> {
         self.keyring.load().status()
     }
 
@@ -662,6 +664,17 @@ impl From<ReplicaError> for Missed {
 }
 
 /// What fails for the file's sake is read again: the file may have been opened anew in between.
+fn tell_expiry(metrics: &Metrics, keys: &[KeyStatus]) {
+    let first =
+        |keys: &mut dyn Iterator<Item = &KeyStatus>| keys.filter_map(|key| key.expires).min();
+    let told = &metrics.key_expiry;
+    told.set_time(
+        KeyRole::Seal,
+        first(&mut keys.iter().filter(|key| key.seals)),
+    );
+    told.set_time(KeyRole::Open, first(&mut keys.iter()));
+}
+
 fn reread<T>(read: impl Fn() -> Result<T, ReplicaError>) -> Result<T, ReplicaError> {
     let mut found = read();
     for _ in 1..TRIES {

@@ -28,11 +28,12 @@ use crate::change::{
 use crate::config::FeedConfig;
 use crate::engine::Engine;
 use crate::health::{FeedState, Health, Held, LastError, since_boot};
-use crate::metrics::{ChangeKind, Disconnect, Metrics, PullCause};
+use crate::metrics::{Certificate, ChangeKind, Disconnect, Label, Metrics, PullCause};
 use crate::replica::{self, Applied, Comparison, Cover, Incoming, Terms, What};
 use crate::row::Table;
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{Doorbell, Load, Pulled, Role, Session, SourceError, Target};
+use crate::trace::{Fact, Traces, Work, note};
 use handle::{Difference, Order, OrderError, Refresh, RefreshReport, Scope, VerifyReport};
 
 /// Where it rings on while a pull is under way, the next one begins so long after it: a burst costs the pull of its first
@@ -90,6 +91,8 @@ pub struct Feed {
     pub health: Arc<Health>,
     /// Where it is counted.
     pub metrics: Arc<Metrics>,
+    /// Where its work is traced.
+    pub traces: Traces,
     /// Orders of operators.
     pub orders: mpsc::Receiver<Order>,
 }
@@ -169,18 +172,17 @@ enum FeedError {
 impl FeedError {
     fn cause(&self, connected: bool) -> Disconnect {
         match self {
-            Self::Source(SourceError::Timeout(_)) if connected => Disconnect::Timeout,
-            Self::Source(
-                SourceError::Rejected { .. }
-                | SourceError::Untrusted { .. }
-                | SourceError::NoSchema
-                | SourceError::Encoding(_),
-            )
-            | Self::OtherDatabase => Disconnect::Rejected,
+            Self::Source(err) => cause(err, connected),
+            Self::OtherDatabase => Disconnect::Rejected,
             Self::Panicked | Self::Bug => Disconnect::Panic,
             _ if connected => Disconnect::Lost,
             _ => Disconnect::Connect,
         }
+    }
+
+    /// What it is called where no text may stand.
+    fn kind(&self) -> &'static str {
+        self.cause(true).label()
     }
 
     /// The longest wait after it.
@@ -192,6 +194,18 @@ impl FeedError {
             Self::Source(err) if err.is_of_the_connection() => BACKOFF_UNREACHED,
             _ => BACKOFF_REFUSED,
         }
+    }
+}
+
+fn cause(err: &SourceError, connected: bool) -> Disconnect {
+    match err {
+        SourceError::Timeout(_) if connected => Disconnect::Timeout,
+        SourceError::Rejected { .. }
+        | SourceError::Untrusted { .. }
+        | SourceError::NoSchema
+        | SourceError::Encoding(_) => Disconnect::Rejected,
+        _ if connected => Disconnect::Lost,
+        _ => Disconnect::Connect,
     }
 }
 
@@ -298,15 +312,16 @@ impl Feed {
     /// One connection, from connecting to its end.
     async fn session(&mut self, state: &mut State, connected: &mut bool) -> Result<(), FeedError> {
         self.health.enter(FeedState::Connecting);
-        let session = match Session::open(&self.target, Role::Writable, self.held.clone()).await {
-            // Where only a standby is left, its rows are still newer than ours.
-            Err(err) if err.only_standby() => {
-                Session::open(&self.target, Role::Any, self.held.clone())
-                    .await
-                    .map_err(|_| err)?
+        let open = |role| Session::open(&self.target, role, self.held.clone());
+        let opening = async {
+            match open(Role::Writable).await {
+                // Where only a standby is left, its rows are still newer than ours.
+                Err(err) if err.only_standby() => open(Role::Any).await.map_err(|_| err),
+                opened => opened,
             }
-            opened => opened?,
         };
+        let kind = |err: &SourceError| cause(err, false).label();
+        let session = self.traces.during(Work::Connect, kind, opening).await?;
         *connected = true;
         let began = Instant::now();
         let listening = self.listen(&session, state).await?;
@@ -321,6 +336,7 @@ impl Feed {
             Some(target) => Some(Session::open(target, Role::Any, self.held.clone()).await?),
             None => None,
         };
+        self.tell_certificate();
         let (busy, watched) = watch::channel(None);
         let link = Link {
             bell: session,
@@ -501,6 +517,18 @@ impl Feed {
         state: &mut State,
         cause: PullCause,
     ) -> Result<Applied, FeedError> {
+        let traces = self.traces.clone();
+        let pulling = Box::pin(self.pull_now(link, state, cause));
+        traces.during(Work::Pull, FeedError::kind, pulling).await
+    }
+
+    async fn pull_now(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        cause: PullCause,
+    ) -> Result<Applied, FeedError> {
+        note(Fact::Cause, cause.label());
         self.health.enter(FeedState::Pulling);
         self.tell_pull_started();
         link.begin();
@@ -513,8 +541,14 @@ impl Feed {
         if pulled.header.identity.recovery != link.rows().recovery {
             return Err(FeedError::Promoted);
         }
+        let found = pulled.changed.len();
         let applied = self.digest_pull(link, state, pulled, asked).await?;
-        self.try_suspects(link, state).await?;
+        let tried = self.try_suspects(link, state).await?;
+        if found == 0 && !tried && applied.read == 0 {
+            note(Fact::Idle, 1);
+        } else {
+            note(Fact::Changed, u64::try_from(found).unwrap_or(u64::MAX));
+        }
         self.metrics.pulls.inc(cause);
         self.metrics
             .pull_duration
@@ -524,7 +558,8 @@ impl Feed {
     }
 
     /// Rows that an earlier process died on are tried once more when everything else is applied.
-    async fn try_suspects(&mut self, link: &Link, state: &mut State) -> Result<(), FeedError> {
+    /// Says whether there were any.
+    async fn try_suspects(&mut self, link: &Link, state: &mut State) -> Result<bool, FeedError> {
         let keys: BTreeSet<Key> = self
             .engine
             .replica()
@@ -541,8 +576,9 @@ impl Feed {
                 "an earlier process ended with these rows in hand; trying them again"
             );
             self.load(link, state, keys, true).await?;
+            return Ok(true);
         }
-        Ok(())
+        Ok(false)
     }
 
     /// To be called before rows are read: when they were asked for, and up to when they will be level with the primary.
@@ -660,6 +696,18 @@ impl Feed {
         keys: BTreeSet<Key>,
         tries_suspects: bool,
     ) -> Result<Applied, FeedError> {
+        let traces = self.traces.clone();
+        let loading = Box::pin(self.load_now(link, state, keys, tries_suspects));
+        traces.during(Work::Load, FeedError::kind, loading).await
+    }
+
+    async fn load_now(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        keys: BTreeSet<Key>,
+        tries_suspects: bool,
+    ) -> Result<Applied, FeedError> {
         let asked = self.ask(link, state).await?;
         let header = self.in_time(link.rows().begin()).await?;
         self.tell_header(&header, state);
@@ -701,12 +749,26 @@ impl Feed {
         state: &mut State,
         why: Option<Why>,
     ) -> Result<(Applied, Comparison), FeedError> {
+        let traces = self.traces.clone();
+        let comparing = Box::pin(self.compare_now(link, state, why));
+        traces
+            .during(Work::Compare, FeedError::kind, comparing)
+            .await
+    }
+
+    async fn compare_now(
+        &mut self,
+        link: &Link,
+        state: &mut State,
+        why: Option<Why>,
+    ) -> Result<(Applied, Comparison), FeedError> {
         self.health.enter(FeedState::Pulling);
         link.begin();
         let began = Instant::now();
         let asked = self.ask(link, state).await?;
         if let Some(why) = why {
             tracing::info!(why = why.as_str(), "comparing everything with Postgres");
+            note(Fact::Why, why.as_str());
         }
         let header = self.in_time(link.rows().begin()).await?;
         self.tell_header(&header, state);
@@ -726,6 +788,7 @@ impl Feed {
         let held = self.engine.stats().replica;
         let empty = held.tenants == 0 && held.numbers == 0;
         let (load, comparison) = if empty {
+            note(Fact::First, 1);
             (Load::Everything, Comparison::default())
         } else {
             let engine = Arc::clone(&self.engine);
@@ -841,7 +904,16 @@ impl Feed {
         terms: Terms,
     ) -> Result<(Applied, Cursor), FeedError> {
         let engine = Arc::clone(&self.engine);
-        Ok(blocking(move || engine.apply(incoming, &terms)).await??)
+        let applying = async {
+            let (applied, cursor) = blocking(move || engine.apply(incoming, &terms)).await??;
+            note(Fact::Read, applied.read);
+            note(Fact::Written, applied.written);
+            note(Fact::Removed, applied.removed);
+            Ok((applied, cursor))
+        };
+        self.traces
+            .during(Work::Apply, FeedError::kind, applying)
+            .await
     }
 
     fn terms(&self, cover: Cover, accept_loss: bool) -> Terms {
@@ -876,7 +948,12 @@ impl Feed {
         match order {
             Order::Verify(back) => {
                 let began = Instant::now();
-                match self.compare(link, state, None).await {
+                let traces = self.traces.clone();
+                let verifying = self.compare(link, state, None);
+                match traces
+                    .during(Work::Verify, FeedError::kind, verifying)
+                    .await
+                {
                     Ok((applied, comparison)) => {
                         let _ = back.send(Ok(verify_report(&applied, &comparison, began)));
                         Ok(())
@@ -887,16 +964,21 @@ impl Feed {
                     }
                 }
             }
-            Order::Refresh(refresh, back) => match self.refresh(link, state, &refresh).await {
-                Ok(report) => {
-                    let _ = back.send(report);
-                    Ok(())
+            Order::Refresh(refresh, back) => {
+                let traces = self.traces.clone();
+                let refreshing = Box::pin(self.refresh(link, state, &refresh));
+                let done = traces.during(Work::Refresh, FeedError::kind, refreshing);
+                match done.await {
+                    Ok(report) => {
+                        let _ = back.send(report);
+                        Ok(())
+                    }
+                    Err(err) => {
+                        let _ = back.send(Err(order_error(&err)));
+                        Err(err)
+                    }
                 }
-                Err(err) => {
-                    let _ = back.send(Err(order_error(&err)));
-                    Err(err)
-                }
-            },
+            }
         }
     }
 
@@ -907,6 +989,12 @@ impl Feed {
         refresh: &Refresh,
     ) -> Result<Result<RefreshReport, OrderError>, FeedError> {
         let began = Instant::now();
+        let scope = match refresh.scope {
+            Scope::All => "all",
+            Scope::Tenant(_) => "tenant",
+            Scope::Number(_) => "number",
+        };
+        note(Fact::Scope, scope);
         state.accept = refresh.accept_loss;
         let mut sum = RefreshReport::default();
         let mut pause = JOIN;
@@ -1067,6 +1155,17 @@ impl Feed {
         {
             self.engine.proven_level(proves);
         }
+    }
+
+    /// When the first ends of those that were shown.
+    fn tell_certificate(&self) {
+        let targets = [Some(&self.target), self.read_target.as_ref()];
+        let shown = targets
+            .into_iter()
+            .flatten()
+            .filter_map(Target::shown_expiry);
+        let told = &self.metrics.certificate_expiry;
+        told.set_time(Certificate::PostgresServer, shown.min());
     }
 
     fn tell_pull_started(&self) {

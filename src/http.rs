@@ -4,6 +4,7 @@
 //! in number, and one that waits for its caller gives way to a new one; a request that was sent before the daemon stops is answered
 //! within `http.drain_timeout`.
 
+mod acceptor;
 mod admin;
 mod audit;
 mod events;
@@ -23,6 +24,7 @@ mod watch;
 mod wire;
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -38,10 +40,9 @@ use tokio_util::task::TaskTracker;
 use self::audit::Audit;
 use self::events::Listeners;
 use self::lane::Lanes;
-use self::line::{Ends, Progress, Stream};
-use self::listen::Door;
+use self::line::{Begun, Ends, Progress, Stream};
+use self::listen::{Arrival, Door};
 use self::swift::Plain;
-use self::token::Token;
 use self::watch::Hub;
 use self::wire::{Asked, Fail, Form, Handler, Limits, Reply};
 use crate::access::{Access, Caller, Names, Peer, Rights};
@@ -52,10 +53,12 @@ use crate::health::Health;
 use crate::log::LogControl;
 use crate::metrics::{Metrics, Outcome};
 use crate::number::Dialling;
+use crate::trace::Traces;
 
-pub use self::listen::BindError;
+pub use self::listen::{Address, BindError};
 #[doc(hidden)]
 pub use self::params::{Said, read};
+pub use self::token::Gate;
 
 /// Most connections of operators at once, on each door of theirs.
 const ADMIN_CONNECTIONS: usize = 32;
@@ -82,6 +85,8 @@ pub struct App {
     pub feed: FeedHandle,
     /// Every setting.
     pub config: Arc<Config>,
+    /// Where slow answers are traced.
+    pub traces: Traces,
     /// The log's filter.
     pub log: LogControl,
     /// Name of this node.
@@ -95,7 +100,7 @@ pub struct App {
 pub struct Doors {
     call: Vec<Door>,
     admin: Option<Door>,
-    admin_tcp: Option<(Door, Token)>,
+    admin_tcp: Option<Door>,
     access: Access,
 }
 
@@ -103,6 +108,20 @@ impl Doors {
     /// Where calls are answered, for people.
     pub fn call(&self) -> impl Iterator<Item = &str> {
         self.call.iter().map(|door| door.name.as_str())
+    }
+
+    /// Where a caller of this host connects, the Unix socket first.
+    #[must_use]
+    pub fn address(&self) -> Option<Address> {
+        let all: Vec<_> = self.call.iter().filter_map(Door::address).collect();
+        let unix = all.iter().find(|one| matches!(one, Address::Unix(_)));
+        unix.or(all.first()).cloned()
+    }
+
+    /// What lets operators over TCP in, where there is such a listener.
+    #[must_use]
+    pub fn gate(&self) -> Option<Arc<Gate>> {
+        self.admin_tcp.as_ref()?.gate.clone()
     }
 
     /// Where operators are answered, for people.
@@ -152,16 +171,15 @@ pub fn problems(config: &Config) -> Vec<Problem> {
     problems
 }
 
-/// What of the files for operators over TCP cannot be used, for `check`.
+/// The files for operators over TCP as they are now, for `check`.
 ///
 /// # Errors
 /// [`BindError`]: the first thing that would keep the daemon from starting.
-pub fn try_admin_tcp(config: &Config) -> Result<(), BindError> {
-    if !config.admin.tcp.is_empty() {
-        Token::load(&config.admin.token_file)?;
-        token::tls(&config.admin)?;
+pub fn try_admin_tcp(config: &Config) -> Result<Option<Gate>, BindError> {
+    if config.admin.tcp.is_empty() {
+        return Ok(None);
     }
-    Ok(())
+    Gate::load(&config.admin).map(Some)
 }
 
 /// What a daemon started from here would lack of descriptors: how many connections are left, and the limit it needs.
@@ -202,36 +220,31 @@ pub async fn serve(app: Arc<App>, doors: Doors, stop: CancellationToken) {
     let watching = tokio::spawn(hub.clone().run(app.clone(), stop.clone()));
     let listeners = Arc::new(Listeners::new());
     let measuring = tokio::spawn(listeners.clone().run(app.clone(), stop.clone()));
-    let (admin_tcp, token) = doors.admin_tcp.unzip();
     let node = Arc::new(Node {
-        token,
+        gate: doors.gate(),
         dialling: app.config.dialling(),
         access: doors.access,
         audit: Audit::default(),
         daemon: rustix::process::geteuid().as_raw(),
+        own: sd_notify::watchdog_enabled()
+            .map(|_| rustix::process::getpid().as_raw_nonzero().get()),
         hub,
         listeners,
         app,
     });
     let (call, admin) = (Room::new(places), Room::new(ADMIN_CONNECTIONS));
-    let mut entrances: Vec<Entrance> = Vec::new();
-    entrances.extend(doors.call.into_iter().map(|door| Entrance {
-        door,
-        side: Side::Call,
-        room: call.clone(),
-    }));
-    entrances.extend(doors.admin.into_iter().map(|door| Entrance {
-        door,
-        side: Side::Admin,
-        room: admin.clone(),
-    }));
     // Of its own room: strangers who try tokens take none of those who need none.
     let remote = Room::new(ADMIN_CONNECTIONS);
-    entrances.extend(admin_tcp.into_iter().map(|door| Entrance {
-        door,
-        side: Side::Admin,
-        room: remote.clone(),
-    }));
+    let doors = [
+        (Side::Call, &call, doors.call),
+        (Side::Admin, &admin, doors.admin.into_iter().collect()),
+        (Side::Admin, &remote, doors.admin_tcp.into_iter().collect()),
+    ];
+    let entrances = doors.into_iter().flat_map(|(side, room, doors)| {
+        let entrance = move |door| Entrance::new(door, side, room);
+        doors.into_iter().map(entrance)
+    });
+    let entrances: Vec<Entrance> = entrances.collect();
     let watching = async {
         let ended = tokio::try_join!(watching, measuring);
         if ended.is_err() || !stop.is_cancelled() {
@@ -331,6 +344,7 @@ struct Place {
     who: Who,
     crowd: Option<Arc<Crowd>>,
     room: Room,
+    /// The room's and the caller's, given back in this order: who gets the second finds the first.
     taken: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
@@ -365,24 +379,39 @@ impl Room {
     /// A place, as soon as there is one. None where a caller has its share and more than that is not for it: because it
     /// `floods`, or because each of its connections is being answered.
     async fn enter(&self, who: Who, floods: bool) -> Option<Place> {
+        let (mut place, crowd) = self.outside(who);
+        let own = match crowd.places.clone().try_acquire_owned() {
+            Ok(own) => own,
+            Err(_) if floods => return None,
+            Err(_) => one_of(&crowd.places, || Some(crowd.ask_one_to_leave())).await?,
+        };
+        loop {
+            if let Some(any) = one_of(&self.places, || self.make_room()).await {
+                place.taken = Some((any, own));
+                return Some(place);
+            }
+        }
+    }
+
+    /// A place, where there is one now.
+    fn try_enter(&self, who: Who) -> Option<Place> {
+        let (mut place, crowd) = self.outside(who);
+        let own = crowd.places.clone().try_acquire_owned().ok()?;
+        let any = self.places.clone().try_acquire_owned().ok()?;
+        place.taken = Some((any, own));
+        Some(place)
+    }
+
+    /// A place that is not taken yet, and whom it is for.
+    fn outside(&self, who: Who) -> (Place, Arc<Crowd>) {
         let crowd = self.crowd(who);
-        let mut place = Place {
+        let place = Place {
             who,
             crowd: Some(crowd.clone()),
             room: self.clone(),
             taken: None,
         };
-        let own = match crowd.places.clone().try_acquire_owned() {
-            Ok(own) => own,
-            Err(_) if floods => return None,
-            Err(_) => one_of(&crowd.places, || crowd.waiting.notify_one()).await?,
-        };
-        loop {
-            if let Some(any) = one_of(&self.places, || self.make_room()).await {
-                place.taken = Some((own, any));
-                return Some(place);
-            }
-        }
+        (place, crowd)
     }
 
     fn crowd(&self, who: Who) -> Arc<Crowd> {
@@ -405,44 +434,74 @@ impl Room {
             .cloned()
     }
 
-    /// Moves one of the caller that has most connections to leave, if one of those waits.
-    fn make_room(&self) {
-        if let Some(crowd) = self.largest() {
-            crowd.waiting.notify_one();
-        }
+    /// Moves one of the caller that has most connections to leave, if one of those waits or soon does. Who is asked.
+    fn make_room(&self) -> Option<Arc<Notify>> {
+        Some(self.largest()?.ask_one_to_leave())
+    }
+}
+
+impl Crowd {
+    fn ask_one_to_leave(&self) -> Arc<Notify> {
+        self.waiting.notify_one();
+        self.waiting.clone()
     }
 }
 
 /// One of these permits, if there is one or `make_room` brings one soon.
-async fn one_of(permits: &Arc<Semaphore>, make_room: impl Fn()) -> Option<OwnedSemaphorePermit> {
+async fn one_of(
+    permits: &Arc<Semaphore>,
+    make_room: impl Fn() -> Option<Arc<Notify>>,
+) -> Option<OwnedSemaphorePermit> {
     if let Ok(permit) = permits.clone().try_acquire_owned() {
         return Some(permit);
     }
-    make_room();
+    let asked = make_room();
     // Whoever was moved may have got a request in the meantime.
     let waited = tokio::time::timeout(NO_ROOM, permits.clone().acquire_owned()).await;
+    // Nobody has to leave any more.
+    let _ = asked.and_then(|asked| asked.notified().now_or_never());
     waited.ok()?.ok()
 }
 
 /// A listening socket with the bound on its connections.
+#[derive(Clone)]
 struct Entrance {
-    door: Door,
+    door: Arc<Door>,
     side: Side,
     room: Room,
+    /// Whose turn it is to wait for a place.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Entrance {
+    fn new(door: Door, side: Side, room: &Room) -> Self {
+        Self {
+            door: Arc::new(door),
+            side,
+            room: room.clone(),
+            turn: Arc::default(),
+        }
+    }
 }
 
 /// Who answers connections.
 trait Host: Send + Sync + 'static {
     type Handler: Handler;
 
-    /// Somebody connected, at `accepted`.
-    fn connect(
-        self: &Arc<Self>,
-        door: &Door,
+    /// Somebody connected. Takes no time.
+    fn connect(self: &Arc<Self>, door: &Door, side: Side, arrival: &Arrival) -> Self::Handler;
+
+    /// Whether what a caller may ask is only known once it is [known better](Self::know_better).
+    fn must_know_better(&self) -> bool;
+
+    /// Finds out what takes time of a caller that was accepted then, where it matters.
+    fn know_better(
+        &self,
+        handler: Self::Handler,
         side: Side,
-        stream: &Stream,
+        arrival: &Arrival,
         accepted: Instant,
-    ) -> io::Result<Self::Handler>;
+    ) -> Self::Handler;
 
     /// How long a connection of this caller is left alone because it asks far more often than it may; zero for others.
     fn pause(&self, side: Side, who: Who) -> Duration;
@@ -459,34 +518,34 @@ async fn run<H: Host>(
     stop: CancellationToken,
 ) {
     let kill = CancellationToken::new();
+    // However this ends, no connection outlives it.
+    let _kill = kill.clone().drop_guard();
     let connections = TaskTracker::new();
     let mut listeners = JoinSet::new();
     let lanes = Lanes::new();
-    for entrance in entrances {
-        let ends = Ends {
-            header_timeout: terms.header_timeout,
-            idle_timeout: terms.idle_timeout,
-            crowd: Arc::default(), // each caller has its own
-            stop: stop.clone(),
-            lanes: (entrance.side == Side::Call).then(|| lanes.clone()),
-        };
-        let answering = Answering {
-            host: host.clone(),
-            limits: Limits {
-                ends,
-                max_body: terms.max_body,
+    let answering = |side| Answering {
+        host: host.clone(),
+        limits: Limits {
+            ends: Ends {
+                header_timeout: terms.header_timeout,
+                idle_timeout: terms.idle_timeout,
+                crowd: Arc::default(), // each caller has its own
+                stop: stop.clone(),
+                lanes: (side == Side::Call).then(|| lanes.clone()),
             },
-            connections: connections.clone(),
-            kill: kill.clone(),
-        };
-        listeners.spawn(answering.accept(entrance));
-    }
-    // However this ends, no connection outlives it.
-    let _kill = kill.clone().drop_guard();
+            max_body: terms.max_body,
+        },
+        connections: connections.clone(),
+        kill: kill.clone(),
+    };
+    let bell = match acceptor::spawn(&mut listeners, entrances, answering) {
+        Ok(bell) => bell,
+        Err(err) => return tracing::error!(error = %err, "nobody can be accepted"),
+    };
     tokio::select! {
         // Listeners end at `stop` too: whoever sees that first must not take it for a breakdown.
         biased;
-        () = stop.cancelled() => {}
+        () = stop.cancelled() => bell.ring(),
         Some(_) = listeners.join_next() => return,
     }
     let drained = tokio::time::timeout(terms.drain_timeout, async {
@@ -515,30 +574,13 @@ struct Answering<H> {
 }
 
 impl<H: Host> Answering<H> {
-    /// Accepts until `stop`, then everybody who had connected before.
-    async fn accept(self, entrance: Entrance) {
-        let Entrance { door, side, room } = entrance;
-        let door = Arc::new(door);
-        let stop = &self.limits.ends.stop;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                accepted = door.accept() => accepted,
-            };
-            match accepted {
-                // Who was accepted is answered, also when `stop` comes while room is made.
-                Ok(stream) => self.enter(&door, side, stream, &room).await,
-                Err(err) => tokio::select! {
-                    () = stop.cancelled() => break,
-                    () = self.after(&err, &room) => {}
-                },
-            }
-        }
-        door.refuse_new();
+    /// Lets nobody else connect, and accepts everybody who had connected before.
+    async fn empty(&self, entrance: &Entrance) {
+        entrance.door.refuse_new();
         for _ in 0..MOST_WAITING {
-            match door.waiting() {
-                Ok(stream) => self.enter(&door, side, stream, &room).await,
+            match entrance.door.waiting() {
+                _ if self.kill.is_cancelled() => return,
+                Ok(arrival) => self.enter(entrance, arrival).await,
                 Err(err)
                     if matches!(
                         err.kind(),
@@ -547,77 +589,98 @@ impl<H: Host> Answering<H> {
                 {
                     return;
                 }
-                Err(err) => self.after(&err, &room).await,
+                Err(err) => tokio::time::sleep(self.failed(&err, entrance)).await,
             }
         }
     }
 
-    /// What follows a connection that could not be accepted: a pause, unless it was about that one alone.
-    async fn after(&self, err: &io::Error, room: &Room) {
+    /// How long to wait after a connection could not be accepted: not at all, where it was about that one alone.
+    fn failed(&self, err: &io::Error, entrance: &Entrance) -> Duration {
         use io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted};
         self.host.not_accepted(err);
-        if !matches!(
+        if matches!(
             err.kind(),
             ConnectionAborted | ConnectionReset | Interrupted
         ) {
-            room.make_room();
-            tokio::time::sleep(NO_ROOM).await;
+            return Duration::ZERO;
         }
+        entrance.room.make_room();
+        NO_ROOM
     }
 
     /// Lets a connection in, or closes it where its caller has too many. What more is to be known of the caller is
     /// found out beside the loop that accepts, so that a caller that connects again and again holds up no other.
-    async fn enter(&self, door: &Arc<Door>, side: Side, stream: Stream, room: &Room) {
+    async fn enter(&self, entrance: &Entrance, arrival: Arrival) {
         let accepted = Instant::now();
-        let who = match &stream {
-            Stream::Unix(stream) => stream.peer_cred().ok().map(|peer| peer.uid()),
-            _ => None,
-        };
-        let pause = self.host.pause(side, who);
-        let Some(place) = room.enter(who, !pause.is_zero()).await else {
+        let who = arrival.user();
+        let pause = self.host.pause(entrance.side, who);
+        let _turn = entrance.turn.lock().await;
+        let Some(place) = entrance.room.enter(who, !pause.is_zero()).await else {
             return self.host.not_accepted(&io::ErrorKind::QuotaExceeded.into());
         };
-        let (host, door) = (self.host.clone(), door.clone());
-        let (mut limits, kill) = (self.limits.clone(), self.kill.clone());
-        if let Some(crowd) = &place.crowd {
-            limits.ends.crowd = crowd.waiting.clone();
-        }
+        let (host, ends) = (self.host.clone(), self.limits_of(&place).ends);
+        let Entrance { door, side, .. } = entrance.clone();
+        let meeting = async move {
+            if ends.hold_back(pause).await {
+                return None;
+            }
+            let handler = host.connect(&door, side, &arrival);
+            Some((handler, arrival, Begun::default()))
+        };
+        self.go_on(entrance, accepted, place, meeting);
+    }
+
+    /// Answers on the event loop whom this meeting brings.
+    fn go_on(
+        &self,
+        entrance: &Entrance,
+        accepted: Instant,
+        place: Place,
+        meeting: impl Future<Output = Option<(H::Handler, Arrival, Begun)>> + Send + 'static,
+    ) {
+        let limits = self.limits_of(&place);
+        let (host, kill) = (self.host.clone(), self.kill.clone());
+        let Entrance { door, side, .. } = entrance.clone();
         let progress = Progress::new();
         progress.keep(place);
         let riding = progress.clone();
         let connection = async move {
-            if limits.ends.hold_back(pause).await {
+            let Some((handler, arrival, begun)) = meeting.await else {
                 return;
-            }
-            let handler = match host.connect(&door, side, &stream, accepted) {
-                Ok(handler) => Arc::new(handler),
-                Err(err) => {
-                    return tracing::debug!(error = %err, "a caller was gone before it was known");
-                }
             };
-            let tls = door.tls.clone();
+            let handler = Arc::new(host.know_better(handler, side, &arrival, accepted));
+            let tls = door.gate.as_ref().and_then(|gate| gate.tls());
             drop(door);
             let shaken = tokio::select! {
-                shaken = shake_hands(stream, tls, limits.ends.header_timeout) => shaken,
+                shaken = shake_hands(arrival, tls, limits.ends.header_timeout) => shaken,
                 () = kill.cancelled() => return,
             };
             match shaken {
-                Ok(stream) => wire::serve(stream, handler, &limits, riding, kill).await,
+                Ok(stream) => wire::serve(stream, begun, handler, &limits, riding, kill).await,
                 Err(err) => tracing::warn!(error = %err, "no TLS with a caller of the admin side"),
             }
         };
         let ride = lane::ride(connection.boxed(), progress, self.connections.clone());
         self.connections.spawn(ride);
     }
+
+    /// The limits of a connection that has this place.
+    fn limits_of(&self, place: &Place) -> Limits {
+        let mut limits = self.limits.clone();
+        if let Some(crowd) = &place.crowd {
+            limits.ends.crowd = crowd.waiting.clone();
+        }
+        limits
+    }
 }
 
 /// TLS over a connection, where its door speaks that.
 async fn shake_hands(
-    stream: Stream,
+    arrival: Arrival,
     tls: Option<Arc<rustls::ServerConfig>>,
     limit: Duration,
 ) -> io::Result<Stream> {
-    match (stream, tls) {
+    match (arrival.into_stream()?, tls) {
         (Stream::Tcp(stream), Some(tls)) => {
             let shaken = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
             let stream = tokio::time::timeout(limit, shaken)
@@ -644,55 +707,64 @@ struct Node {
     audit: Audit,
     dialling: Dialling,
     daemon: u32,
+    /// This process, where it asks itself for the service manager's watchdog.
+    own: Option<i32>,
     hub: Arc<Hub>,
     listeners: Arc<Listeners>,
-    /// What operators over TCP show.
-    token: Option<Token>,
+    /// What lets operators over TCP in.
+    gate: Option<Arc<Gate>>,
 }
 
 impl Host for Node {
     type Handler = Connection;
 
     /// Who is on the other end, and what that one may ask.
-    fn connect(
-        self: &Arc<Self>,
-        door: &Door,
-        side: Side,
-        stream: &Stream,
-        accepted: Instant,
-    ) -> io::Result<Connection> {
-        let now = Instant::now();
-        let mut caller = match stream {
-            Stream::Unix(stream) => {
-                let with_groups = side == Side::Admin || self.access.asks_for_groups();
-                Caller::Unix(door.peer(stream, with_groups)?)
-            }
-            _ => Caller::Tcp,
+    fn connect(self: &Arc<Self>, door: &Door, side: Side, arrival: &Arrival) -> Connection {
+        let with_groups = side == Side::Admin || self.access.asks_for_groups();
+        let caller = match door.peer(arrival, with_groups) {
+            Some(peer) if side == Side::Call && self.is_this_process(&peer) => Caller::Own(peer),
+            Some(peer) => Caller::Unix(peer),
+            None => Caller::Tcp,
         };
-        let mut may = match (side, &caller) {
-            (Side::Call, _) => May::Call(self.access.rights(&caller, now)),
+        let may = match (side, &caller) {
+            (Side::Call, _) => May::Call(self.access.rights(&caller, Instant::now())),
             (Side::Admin, Caller::Unix(peer)) => May::Admin(self.is_operator(peer, door.group)),
-            (Side::Admin, Caller::Tcp) => May::Token,
+            (Side::Admin, Caller::Tcp | Caller::Own(_)) => May::Token,
         };
-        // Asked for where a rule is about it, and where the log may have to tell who was refused.
-        let matters = self.access.asks_for_units() || may.refuses();
-        if let (true, Stream::Unix(stream), Caller::Unix(peer)) = (matters, stream, &mut caller) {
-            peer.unit = peer
-                .pid
-                .and_then(|pid| unit::of_peer(stream, pid, accepted));
-            if peer.unit.is_some() && side == Side::Call && self.access.asks_for_units() {
-                may = May::Call(self.access.rights(&caller, now));
-            }
-        }
-        if side == Side::Call {
-            self.app.metrics.connections_total.inc();
-            self.app.metrics.connections.inc();
-        }
-        Ok(Connection {
+        let connection = Connection {
             node: self.clone(),
             caller,
             may,
-        })
+        };
+        if connection.is_counted() {
+            self.app.metrics.connections_total.inc();
+            self.app.metrics.connections.inc();
+        }
+        connection
+    }
+
+    fn must_know_better(&self) -> bool {
+        self.access.asks_for_units()
+    }
+
+    /// Asks for the caller's unit where a rule is about it, and where the log may have to tell who was refused.
+    fn know_better(
+        &self,
+        mut connection: Connection,
+        side: Side,
+        arrival: &Arrival,
+        accepted: Instant,
+    ) -> Connection {
+        let matters = self.access.asks_for_units() || connection.may.refuses();
+        if let (true, Caller::Unix(peer)) = (matters, &mut connection.caller) {
+            peer.unit = peer
+                .pid
+                .and_then(|pid| unit::of_peer(arrival, pid, accepted));
+            if peer.unit.is_some() && side == Side::Call && self.access.asks_for_units() {
+                connection.may = May::Call(self.access.rights(&connection.caller, Instant::now()));
+            }
+        }
+        connection
     }
 
     fn pause(&self, side: Side, who: Who) -> Duration {
@@ -709,6 +781,11 @@ impl Host for Node {
 }
 
 impl Node {
+    /// Whether the daemon asks itself. The user is compared too: what connected may have ended, and left its number to us.
+    fn is_this_process(&self, peer: &Peer) -> bool {
+        peer.uid == self.daemon && self.own.is_some() && peer.pid == self.own
+    }
+
     /// Root, the daemon's user, and the group that the socket's mode lets in.
     fn is_operator(&self, peer: &Peer, group: Option<u32>) -> bool {
         peer.uid == 0 || peer.uid == self.daemon || group.is_some_and(|gid| peer.is_in(gid))
@@ -745,13 +822,18 @@ impl May {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        if let May::Call(_) = self.may {
+        if self.is_counted() {
             self.node.app.metrics.connections.dec();
         }
     }
 }
 
 impl Connection {
+    /// Whether it is one of callers.
+    fn is_counted(&self) -> bool {
+        matches!(self.may, May::Call(_)) && !matches!(self.caller, Caller::Own(_))
+    }
+
     fn asking<'a>(&'a self, rights: &'a Rights) -> lookup::Asking<'a> {
         let Node {
             app,
@@ -774,7 +856,7 @@ impl Connection {
 impl Handler for Connection {
     fn answer(self: Arc<Self>, asked: Asked) -> BoxFuture<'static, Reply> {
         async move {
-            let Node { audit, .. } = &*self.node;
+            let Node { audit, gate, .. } = &*self.node;
             match &self.may {
                 May::Call(rights) => lookup::answer(self.asking(rights), &asked).await,
                 May::Admin(true) | May::Token if let Some(file) = page::answer(&asked) => file,
@@ -786,12 +868,7 @@ impl Handler for Connection {
                 }
                 May::Admin(true) => admin::answer(&self.node, &self.caller, asked).await,
                 May::Token => {
-                    if self
-                        .node
-                        .token
-                        .as_ref()
-                        .is_some_and(|token| token.is_shown(&asked))
-                    {
+                    if gate.as_ref().is_some_and(|gate| gate.is_shown(&asked)) {
                         return admin::answer(&self.node, &self.caller, asked).await;
                     }
                     audit.refused(&self.caller, "admin: no token, or a wrong one");
@@ -826,7 +903,7 @@ impl Handler for Connection {
         match (&self.caller, &self.may) {
             // A browser gets to the operators' socket by a tunnel, and with it whatever page is open in it.
             (_, May::Admin(_) | May::Token) => Some(&self.node.app.config.admin.hosts),
-            (Caller::Unix(_), _) => None,
+            (Caller::Unix(_) | Caller::Own(_), _) => None,
             (Caller::Tcp, _) => Some(&[]),
         }
     }

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod daemon;
+pub mod manager;
 pub mod example;
 pub mod http;
 pub mod log;
@@ -23,6 +24,7 @@ pub mod change;
 pub mod seal;
 pub mod profile;
 pub mod stack;
+pub mod trace;
 pub mod metrics;
 pub mod health;
 pub mod access;
@@ -30,6 +32,7 @@ pub mod config;
 pub mod condition;
 pub mod hours;
 pub mod row;
+pub mod certificate;
 pub mod number;
 pub mod cause;
 #[cfg(test)]

@@ -34,6 +34,9 @@ impl LogControl {
         if filter.len() > MOST_BYTES {
             return Err(format!("longer than {MOST_BYTES} bytes"));
         }
+        if filter.trim().is_empty() {
+            return Err("is empty; name a level such as info, or off".to_owned());
+        }
         let filter = EnvFilter::try_new(filter).map_err(|err| err.to_string())?;
         self.0.reload(filter).map_err(|err| err.to_string())
     }

@@ -8,6 +8,7 @@ pub mod reading;
 use std::collections::HashMap;
 use std::hash::Hash;
 
+use jiff::{SignedDuration, Timestamp};
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
     IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
@@ -153,6 +154,40 @@ label! {
 }
 
 label! {
+    /// How a delivery of traces ended.
+    Delivery {
+        /// The collector has them.
+        Delivered = "delivered",
+        /// It may be tried again; in the end they are lost.
+        Failed = "failed",
+    }
+}
+
+label! {
+    /// Certificates whose end is watched.
+    Certificate {
+        /// `admin.tls_cert`
+        Admin = "admin",
+        /// `admin.tls_client_ca`
+        AdminClientCa = "admin_client_ca",
+        /// `postgres.tls_ca`
+        PostgresCa = "postgres_ca",
+        /// What Postgres showed at the last connect.
+        PostgresServer = "postgres_server",
+    }
+}
+
+label! {
+    /// What keys of the keyring are for.
+    KeyRole {
+        /// The one that seals.
+        Seal = "seal",
+        /// Every one: all open.
+        Open = "open",
+    }
+}
+
+label! {
     /// What stands in the replica.
     Kind {
         /// Tenants.
@@ -200,6 +235,24 @@ impl<L: Label> Per<L, IntGauge> {
         if let Some(gauge) = self.0.get(&label) {
             gauge.set(to);
         }
+    }
+}
+
+impl<L: Label> Per<L, Gauge> {
+    /// Tells when something ends; 0 where nothing is there that ends.
+    pub fn set_time(&self, label: L, at: Option<Timestamp>) {
+        if let Some(gauge) = self.0.get(&label) {
+            gauge.set(at.map_or(0.0, |at| at.as_duration().as_secs_f64()));
+        }
+    }
+
+    /// When it ends.
+    #[must_use]
+    pub fn time(&self, label: L) -> Option<Timestamp> {
+        let seconds = self.0.get(&label)?.get();
+        let at =
+            Timestamp::UNIX_EPOCH.checked_add(SignedDuration::try_from_secs_f64(seconds).ok()?);
+        at.ok().filter(|_| seconds != 0.0)
     }
 }
 
@@ -257,6 +310,9 @@ pub struct Metrics {
     quarantined: IntGaugeVec,
     pub credentials_withheld: IntGauge,
     pub notification_queue_usage: Gauge,
+    pub trace_batches: Per<Delivery, IntCounter>,
+    pub certificate_expiry: Per<Certificate, Gauge>,
+    pub key_expiry: Per<KeyRole, Gauge>,
     _build_info: IntGaugeVec,
 }
 
@@ -443,6 +499,24 @@ impl Metrics {
                 "postgres_notification_queue_usage_ratio",
                 "How full Postgres's notification queue is; above 0.5 doorbells stop",
             )?,
+            trace_batches: counters(
+                r,
+                "trace_batches_total",
+                "Deliveries of traces to log.otlp_endpoint that were tried, by outcome",
+                "outcome",
+            )?,
+            certificate_expiry: times(
+                r,
+                "certificate_expiry_timestamp_seconds",
+                "When the first certificate of a file ends, or the one that Postgres showed at the last connect; 0: none",
+                "certificate",
+            )?,
+            key_expiry: times(
+                r,
+                "key_expiry_timestamp_seconds",
+                "When the key that seals, and the first of all that open, expires by the keyring's [expires]; 0: never",
+                "role",
+            )?,
             _build_info: {
                 let vec = IntGaugeVec::new(
                     Opts::new("build_info", "Always 1; the version this node runs"),
@@ -575,6 +649,20 @@ fn gauges<L: Label>(
     label: &str,
 ) -> Result<Per<L, IntGauge>, prometheus::Error> {
     let vec = IntGaugeVec::new(Opts::new(name, help), &[label])?;
+    r.register(Box::new(vec.clone()))?;
+    Ok(Per(L::ALL
+        .iter()
+        .map(|value| (*value, vec.with_label_values(&[value.label()])))
+        .collect()))
+}
+
+fn times<L: Label>(
+    r: &Registry,
+    name: &str,
+    help: &str,
+    label: &str,
+) -> Result<Per<L, Gauge>, prometheus::Error> {
+    let vec = GaugeVec::new(Opts::new(name, help), &[label])?;
     r.register(Box::new(vec.clone()))?;
     Ok(Per(L::ALL
         .iter()

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -799,6 +800,22 @@ impl View<'_> {
         open_tenant(self.key, id, value.value()).map(Some)
     }
 
+    /// The number that comes after another one, the first after the last; none where there is none.
+    ///
+    /// # Errors
+    /// [`ReplicaError::Storage`].
+    pub fn number_after(&self, number: &str) -> Result<Option<String>, ReplicaError> {
+        let after = (Bound::Excluded(number.as_bytes()), Bound::Unbounded);
+        let mut next = tried!("reading numbers", self.numbers.range::<&[u8]>(after))?.next();
+        if next.is_none() {
+            next = tried!("reading numbers", self.numbers.iter())?.next();
+        }
+        let Some((number, _)) = tried!("reading numbers", next.transpose())? else {
+            return Ok(None);
+        };
+        Ok(std::str::from_utf8(number.value()).ok().map(str::to_owned))
+    }
+
     /// Whether a tenant is there.
     ///
     /// # Errors
@@ -1138,6 +1155,29 @@ mod tests {
         assert_eq!(format(&replica), OLDEST);
         apply(&replica, tenant_document(ACME).to_string());
         assert_eq!(format(&replica), FORMAT);
+    }
+
+    #[test]
+    fn numbers_come_one_after_the_other_and_the_first_after_the_last() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().join("replica");
+        let (replica, _) = Replica::open(&dir, &KEYRING).unwrap();
+        let after = |number: &str| replica.view().unwrap().number_after(number).unwrap();
+        assert_eq!(after(""), None);
+        let written = replica.store.write(|txn| {
+            let mut numbers = txn.open_table(NUMBERS).unwrap();
+            for number in ["+2", "+10", "+3"] {
+                numbers.insert(number.as_bytes(), [].as_slice()).unwrap();
+            }
+            drop(numbers);
+            txn.commit().unwrap();
+            Ok(())
+        });
+        written.unwrap();
+        let seen: Vec<_> = ["", "+10", "+2", "+3", "+11", "+4"].map(after).into();
+        let expected =
+            ["+10", "+2", "+3", "+10", "+2", "+10"].map(|number| Some(number.to_owned()));
+        assert_eq!(seen, expected);
     }
 
     fn format(replica: &Replica) -> u32 {

@@ -15,8 +15,8 @@ use std::fmt;
 use zeroize::{Zeroize, Zeroizing};
 
 pub use envelope::{Context, MAX_SEALED_BYTES, OpenError, Opened, SealError};
-pub use file::{KeyringError, Write, read_keyring, write_keyring};
-pub use keyring::{Keyring, KeyringFault, MAX_KEYS};
+pub use file::{KeyringError, Write, is_credential, lets_others_in, read_keyring, write_keyring};
+pub use keyring::{KeyStatus, Keyring, KeyringFault, MAX_KEYS, expiry};
 pub use record::{DataKey, RecordError, WrappedKey};
 
 /// An opened value: text that is wiped when dropped and is never printed by accident.

@@ -6,6 +6,7 @@
 mod document;
 pub mod inspect;
 pub mod migrate;
+mod shown;
 mod sql;
 mod target;
 

@@ -10,7 +10,7 @@
 #   esac
 #
 # sidetone_resolve prints the full view as JSON, with include=credentials the credentials too: into a pipe, never into a log or argv.
-# SIDETONE_SOCKET names another socket. Where a question in five hundred a second is too slow, see the other clients: each starts a curl.
+# SIDETONE_SOCKET names another socket. Each question starts a curl: for more than a few calls a second take another client.
 
 declare -gA sidetone=()
 

@@ -87,13 +87,14 @@ export class Sidetone {
     } catch {
       throw new Unavailable("unreachable"); // somebody else answers there
     }
-    if (code === 200 && answer.status === "ok") return answer;
-    if (REFUSALS.has(answer.status)) throw new Refused(answer.status);
-    if (["not_ready", "overloaded"].includes(answer.status)) {
-      this.#away = answer.status;
+    const status = answer?.status ?? "unreachable";
+    if (code === 200 && status === "ok") return answer;
+    if (REFUSALS.has(status)) throw new Refused(status);
+    if (["not_ready", "overloaded"].includes(status)) {
+      this.#away = status;
       this.#notBefore = performance.now() + Math.min(retryAfter, 60) * 1000;
     }
-    throw new Unavailable(answer.status, retryAfter);
+    throw new Unavailable(status, retryAfter);
   }
 
   #get(path, signal, agent) {
@@ -104,7 +105,7 @@ export class Sidetone {
         reply.on("error", reject);
         reply.on("end", () => resolve({
           code: reply.statusCode,
-          retryAfter: Number(reply.headers["retry-after"] ?? 0),
+          retryAfter: Number(reply.headers["retry-after"]) || 0,
           body: Buffer.concat(pieces).toString(),
         }));
       });

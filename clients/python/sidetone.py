@@ -123,7 +123,8 @@ class Sidetone:
                 raise Unavailable("timeout" if isinstance(error, socket.timeout) else "unreachable") from error
             if reply.will_close:
                 self._local.connection = None
-            return reply.status, float(reply.headers.get("Retry-After", 0)), body
+            wait = reply.headers.get("Retry-After", "")
+            return reply.status, float(wait) if wait.isdigit() else 0.0, body
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import time
 from urllib.parse import quote, urlencode
 
 import aiohttp
-from yarl import URL
 
 # The question has its answer, and it is no: asking again does not help.
 REFUSALS = {"unknown_number", "inactive_number", "tenant_suspended", "invalid_number", "bad_request"}
@@ -70,8 +69,7 @@ class Sidetone:
             raise Unavailable(self._away, self._not_before - now)
         query = urlencode({"to": to, **(call or {})}, doseq=True, quote_via=quote, errors="replace")
         try:
-            # encoded=True: yarl would write %2B as +
-            async with self._session.get(URL(f"http://localhost{route}?{query}", encoded=True), allow_redirects=False) as reply:
+            async with self._session.get(f"http://localhost{route}?{query}") as reply:
                 answer = await reply.json(content_type=None)
                 status = answer["status"]
         except asyncio.TimeoutError as error:
@@ -82,7 +80,8 @@ class Sidetone:
             return answer
         if status in REFUSALS:
             raise Refused(status)
-        retry_after = float(reply.headers.get("Retry-After", 0))
+        wait = reply.headers.get("Retry-After", "")
+        retry_after = float(wait) if wait.isdigit() else 0.0
         if status in ("not_ready", "overloaded"):
             self._away, self._not_before = status, time.monotonic() + min(retry_after, 60)
         raise Unavailable(status, retry_after)

@@ -82,7 +82,8 @@ class Sidetone:
             return answer
         if status in REFUSALS:
             raise Refused(status)
-        retry_after = float(reply.headers.get("Retry-After", 0))
+        wait = reply.headers.get("Retry-After", "")
+        retry_after = float(wait) if wait.isdigit() else 0.0
         if status in ("not_ready", "overloaded"):
             self._away, self._not_before = status, time.monotonic() + min(retry_after, 60)
         raise Unavailable(status, retry_after)

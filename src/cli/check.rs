@@ -8,7 +8,9 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use secrecy::SecretString;
 use serde::Serialize;
 use sqlx::Connection as _;
@@ -19,8 +21,9 @@ use super::{CliError, Exit, SettingsArgs, block_on};
 use crate::access::{Access, Names};
 use crate::cause::chain;
 use crate::config::{self, Config, Problem};
+use crate::metrics::Certificate;
 use crate::replica;
-use crate::seal::Keyring;
+use crate::seal::{Keyring, lets_others_in};
 use crate::source::inspect::{self, Inspection};
 use crate::source::migrate::SCHEMA_VERSION;
 use crate::source::{Role, Session, SourceError, Target};
@@ -60,6 +63,12 @@ impl Level {
         }
     }
 }
+
+/// How long a collector of traces may take to be reached.
+const COLLECTOR_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// So long before its end something is told to end soon, as the alerts do.
+const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 /// One thing looked at.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -145,15 +154,29 @@ pub(super) fn run(settings: &SettingsArgs, args: &CheckArgs) -> Result<Exit, Cli
     units(&config, &mut findings);
     descriptors(&config, &mut findings);
     match crate::http::try_admin_tcp(&config) {
-        Ok(()) if config.admin.tcp.is_empty() => findings.ok("admin.tcp", "off"),
-        Ok(()) => findings.ok(
-            "admin.tcp",
-            format!("{}: token and certificates can be used", config.admin.tcp),
-        ),
+        Ok(None) => findings.ok("admin.tcp", "off"),
+        Ok(Some(gate)) => {
+            findings.ok(
+                "admin.tcp",
+                format!("{}: token and certificates can be used", config.admin.tcp),
+            );
+            for (certificate, expires) in gate.expiries() {
+                let (subject, file) = match certificate {
+                    Certificate::AdminClientCa => {
+                        ("admin.tls_client_ca", &config.admin.tls_client_ca)
+                    }
+                    _ => ("admin.tls_cert", &config.admin.tls_cert),
+                };
+                if let Some(expires) = expires {
+                    ending(&mut findings, subject, &file.display().to_string(), expires);
+                }
+            }
+        }
         Err(err) => findings.problem("admin.tcp", chain(&err), ""),
     }
     block_on(async {
         sockets(&config, &mut findings).await;
+        collector(&config, &mut findings).await;
         if !args.offline {
             postgres(&config, &mut findings).await;
         }
@@ -231,6 +254,16 @@ fn keys(config: &Config, findings: &mut Findings) {
                     ring.seal_id()
                 ),
             );
+            for key in ring.status() {
+                let Some(expires) = key.expires else { continue };
+                let found = format!("key {} expires at {expires}", key.id);
+                let remedy = if key.seals {
+                    "make another with `sidetone keygen --add --expires DATE`, then seal anew what this one sealed"
+                } else {
+                    "seal anew what is sealed with it, then take it out of the keyring"
+                };
+                end(findings, "keys.file", expires, found, remedy);
+            }
             let raw = &config.keys.raw;
             if !raw.is_empty() && !ids.contains(raw) {
                 findings.problem(
@@ -241,6 +274,22 @@ fn keys(config: &Config, findings: &mut Findings) {
             }
         }
         Err(err) => findings.problem("keys.file", chain(&err), ""),
+    }
+}
+
+/// A certificate from a file.
+fn ending(findings: &mut Findings, subject: &str, file: &str, expires: Timestamp) {
+    let found = format!("{file}: the first certificate in it ends at {expires}");
+    let remedy = "renew it, then `systemctl reload sidetone` (postgres.tls_ca: restart)";
+    end(findings, subject, expires, found, remedy);
+}
+
+/// What ends some day: well until [`SOON`] before.
+fn end(findings: &mut Findings, subject: &str, at: Timestamp, found: String, remedy: &str) {
+    if at.duration_since(Timestamp::now()) > SOON {
+        findings.ok(subject, found);
+    } else {
+        findings.warning(subject, found, remedy);
     }
 }
 
@@ -420,6 +469,36 @@ async fn sockets(config: &Config, findings: &mut Findings) {
     }
 }
 
+/// Nothing depends on it.
+async fn collector(config: &Config, findings: &mut Findings) {
+    let (subject, told) = ("log.otlp_endpoint", &config.log.otlp_endpoint);
+    if told.is_empty() {
+        return findings.ok(subject, "off");
+    }
+    // It was read with the other settings.
+    let Ok(place) = config::collector(told) else {
+        return;
+    };
+    let bare = place.host().unwrap_or_default();
+    let host = bare.trim_start_matches('[').trim_end_matches(']');
+    let default = if place.scheme_str() == Some("https") {
+        443
+    } else {
+        80
+    };
+    let connecting = tokio::net::TcpStream::connect((host, place.port_u16().unwrap_or(default)));
+    let failure = match tokio::time::timeout(COLLECTOR_TIMEOUT, connecting).await {
+        Ok(Ok(_)) => return findings.ok(subject, format!("{told}: somebody listens there")),
+        Ok(Err(err)) => err.to_string(),
+        Err(_) => format!("no connection within {COLLECTOR_TIMEOUT:?}"),
+    };
+    findings.warning(
+        subject,
+        format!("{told}: {failure}"),
+        "start the collector, or leave the setting empty; calls are answered without it",
+    );
+}
+
 async fn is_ours(config: &Config) -> bool {
     !config.http.unix.as_os_str().is_empty()
         && Client::new(&config.http.unix)
@@ -435,7 +514,7 @@ async fn postgres(config: &Config, findings: &mut Findings) {
         "postgres.url_file"
     };
     if let Ok(metadata) = fs::metadata(&config.postgres.url_file)
-        && metadata.mode() & 0o077 != 0
+        && lets_others_in(&config.postgres.url_file, metadata.mode())
     {
         let path = config.postgres.url_file.display();
         findings.problem(
@@ -452,6 +531,10 @@ async fn postgres(config: &Config, findings: &mut Findings) {
         Err(err) => return findings.problem(subject, chain(&err), ""),
     };
     plaintext(&target, findings);
+    if let Some(expires) = target.authorities_expiry {
+        let file = config.postgres.tls_ca.display().to_string();
+        ending(findings, "postgres.tls_ca", &file, expires);
+    }
     let mut conn = match inspect::connect(&target).await {
         Ok(conn) => {
             encrypted(&target, findings);

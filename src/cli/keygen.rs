@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
+use jiff::Timestamp;
+use zeroize::Zeroizing;
+
 use super::output;
 use super::{CliError, Exit, SettingsArgs};
-use crate::seal::{Keyring, Write, read_keyring, write_keyring};
+use crate::seal::{Keyring, KeyringFault, Write, expiry, read_keyring, write_keyring};
 
 /// Where the key goes.
 #[derive(Debug, clap::Args)]
@@ -18,6 +21,18 @@ pub struct KeygenArgs {
     /// Add the key to the keyring and seal with it from now on; the old keys go on opening
     #[arg(long)]
     add: bool,
+    /// When the new key is to be out of use: a date such as 2027-01-01, or a time as of RFC 3339. It goes on opening
+    /// then; `check`, the metrics and an alert tell
+    #[arg(long, value_name = "DATE", value_parser = in_future)]
+    expires: Option<Timestamp>,
+}
+
+fn in_future(text: &str) -> Result<Timestamp, &'static str> {
+    match expiry(text) {
+        None => Err("must be a date such as 2027-01-01, or a time such as 2027-01-01T00:00:00Z"),
+        Some(at) if at <= Timestamp::now() => Err("lies in the past"),
+        Some(at) => Ok(at),
+    }
 }
 
 pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, CliError> {
@@ -27,19 +42,27 @@ pub(super) fn run(settings: &SettingsArgs, args: &KeygenArgs) -> Result<Exit, Cl
     };
     let told = path.display();
     let failed = |err| CliError::below(format!("keyring {told}"), Exit::No, err);
+    let dated = |text: Zeroizing<String>, id: &str| match args.expires {
+        Some(at) => Keyring::expiring(&text, id, at),
+        None => Ok::<_, KeyringFault>(text),
+    };
     if args.add {
         let text = read_keyring(&path)?;
         let ring = Keyring::parse(&text).map_err(failed)?;
         let id = args.id.clone().unwrap_or_else(|| next_id(ring.ids()));
-        let text = Keyring::add(&text, &id).map_err(failed)?;
+        let text = Keyring::add(&text, &id)
+            .and_then(|text| dated(text, &id))
+            .map_err(failed)?;
         write_keyring(&path, &text, Write::Replace)?;
         output::print(&format!(
-            "{told}: {id} is in and seals from now on. Copy the file to every node and run `systemctl reload sidetone` \
+            "{told}: {id} is in and seals from now on. Copy the file to every node and run `systemctl restart sidetone` \
              before you seal anything with it.\n"
         ))?;
     } else {
         let id = args.id.as_deref().unwrap_or("k1");
-        let text = Keyring::generate(id).map_err(failed)?;
+        let text = Keyring::generate(id)
+            .and_then(|text| dated(text, id))
+            .map_err(failed)?;
         write_keyring(&path, &text, Write::New)?;
         output::print(&format!(
             "{told}: made, {id} seals. Every node that is to open what it seals needs the same file.\n"

@@ -232,7 +232,7 @@ fn routes(text: &mut String) {
     line!(
         text,
         "\n### Fields\n\nOf the short view, in this order, each always present. `/v1/lookup/{{field}}` and `format=form` know them by these \
-         names; in JSON those of the tenant and the prompts stand in objects of their own (`tenant_slug` is `slug` in `tenant`).\n\n\
+         names, and a form has last what people and callers write freely; in JSON those of the tenant and the prompts stand in objects of their own (`tenant_slug` is `slug` in `tenant`).\n\n\
          | field | meaning |\n|---|---|"
     );
     for field in Field::ALL {
@@ -386,16 +386,20 @@ mod tests {
         let served: BTreeSet<&str> = [
             include_str!("../http/lookup.rs"),
             include_str!("../http/admin.rs"),
+            include_str!("../http/page.rs"),
         ]
         .into_iter()
         .flat_map(|file| literals(code(file)))
         .filter(|literal| {
             literal.starts_with('/')
+                && !literal.starts_with("/assets/") // of the page, not asked for otherwise
                 && literal
                     .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b"/1_".contains(&b))
+                    .all(|b| b.is_ascii_lowercase() || b"/1_.".contains(&b))
         })
         .map(|path| path.trim_end_matches('/'))
+        // The page, which is a file among others in `http/page.rs`.
+        .chain([""])
         .collect();
         let listed: BTreeSet<&str> = ROUTES
             .iter()

@@ -56,6 +56,7 @@ pub(super) async fn serve(
 fn exit(err: &DaemonError) -> Exit {
     match err {
         DaemonError::RawKey(_)
+        | DaemonError::Traces(_)
         | DaemonError::Target(_)
         | DaemonError::Bind(BindError::Access(_) | BindError::NoGroup { .. }) => Exit::Usage,
         _ => Exit::No,

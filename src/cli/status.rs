@@ -13,6 +13,12 @@ pub struct StatusArgs {
     /// The daemon's answer as it is
     #[arg(long)]
     json: bool,
+    /// Exit 1 unless the node can answer calls, from a stale copy too
+    #[arg(long)]
+    ready: bool,
+    /// Exit 1 unless the node can answer calls and its copy is not stale
+    #[arg(long)]
+    fresh: bool,
     #[command(flatten)]
     socket: AdminSocket,
 }
@@ -22,10 +28,26 @@ pub(super) fn run(settings: &SettingsArgs, args: &StatusArgs) -> Result<Exit, Cl
     let reply = block_on(client.get("/v1/admin/status", QUICK))??;
     if args.json {
         output::print_body(&reply.body)?;
-        return Ok(reply.exit());
+        if !reply.is_ok() {
+            return Ok(reply.exit());
+        }
     }
-    output::print(&snapshot(&lookup::yes(&client, &reply)?))?;
-    Ok(Exit::Ok)
+    let status = lookup::yes(&client, &reply)?;
+    if !args.json {
+        output::print(&snapshot(&status))?;
+    }
+    Ok(verdict(args, &status))
+}
+
+/// For a probe: whether what it asks for holds. Without that, an answer is enough.
+fn verdict(args: &StatusArgs, status: &Value) -> Exit {
+    let is = |name: &str| status.get(name) == Some(&Value::Bool(true));
+    let lacking = (args.ready || args.fresh) && !is("ready");
+    if lacking || (args.fresh && is("stale")) {
+        Exit::No
+    } else {
+        Exit::Ok
+    }
 }
 
 /// What people look for first; the rest follows in the order of its names.

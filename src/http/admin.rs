@@ -17,9 +17,10 @@ use crate::cause::chain;
 use crate::engine::Stats;
 use crate::feed::handle::{OrderError, Refresh, RefreshReport, Scope};
 use crate::health::FeedStatus;
-use crate::metrics::Outcome;
+use crate::metrics::{Certificate, Label, Outcome};
 use crate::number::{self, Dialling};
 use crate::row::Fault;
+use crate::seal::KeyStatus;
 
 /// Most quarantined rows that are listed; all are counted.
 const MOST_LISTED: usize = 100;
@@ -102,21 +103,27 @@ pub(super) struct Status {
     connections_limit: i64,
     quarantined_rows: usize,
     quarantined: Vec<Fault>,
-    keys: Vec<Key>,
+    keys: Vec<KeyStatus>,
+    certificates: Vec<Expiring>,
     log_filter: String,
     settings: serde_json::Value,
 }
 
 #[derive(Serialize)]
-struct Key {
-    id: String,
-    seals: bool,
+struct Expiring {
+    certificate: &'static str,
+    expires: Timestamp,
 }
 
-fn keys(keys: Vec<(String, bool)>) -> Vec<Key> {
-    keys.into_iter()
-        .map(|(id, seals)| Key { id, seals })
-        .collect()
+/// The certificates in use, as far as they are known.
+fn certificates(app: &App) -> Vec<Expiring> {
+    let known = |certificate: &Certificate| {
+        Some(Expiring {
+            certificate: certificate.label(),
+            expires: app.metrics.certificate_expiry.time(*certificate)?,
+        })
+    };
+    Certificate::ALL.iter().filter_map(known).collect()
 }
 
 pub(super) fn status(app: &App) -> Status {
@@ -139,7 +146,8 @@ pub(super) fn status(app: &App) -> Status {
         connections_limit: app.metrics.connections_limit.get(),
         quarantined_rows,
         quarantined,
-        keys: keys(app.engine.keys()),
+        keys: app.engine.keys(),
+        certificates: certificates(app),
         log_filter: app.log.current(),
         settings: settings(&app.config),
     }
@@ -299,7 +307,7 @@ async fn reload_keys(app: &App) -> Reply {
     match tokio::task::spawn_blocking(move || engine.reload_keys()).await {
         Ok(Ok(now)) => {
             tracing::info!(keys = now.len(), "keyring read again");
-            Reply::json(&json!({"status": "ok", "keys": keys(now)}))
+            Reply::json(&json!({"status": "ok", "keys": now}))
         }
         Ok(Err(err)) => failure(
             StatusCode::CONFLICT,

@@ -43,7 +43,7 @@ impl Audit {
 
 fn write(caller: &Caller, what: &str, unwritten: u64) {
     match caller {
-        Caller::Unix(peer) => tracing::warn!(
+        Caller::Unix(peer) | Caller::Own(peer) => tracing::warn!(
             uid = peer.uid,
             gid = peer.gid,
             pid = peer.pid,

@@ -37,8 +37,7 @@ const SECOND: Duration = Duration::from_secs(1);
 /// The status is told again after so many pictures although nothing in it changed that matters.
 const STATUS_AT_LEAST_EVERY: u64 = 15;
 
-/// What of the status moves by itself: told with the next change, no change of its own. The pages of a path are
-/// separated by `/`.
+/// What of the status moves by itself: told with the next change, no change of its own. `feed/…` stands within `feed`.
 const MOVES: [&str; 8] = [
     "staleness_ms",
     "connections",

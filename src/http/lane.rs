@@ -8,6 +8,7 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -103,13 +104,7 @@ impl Track {
 
     /// What there is room for.
     pub(super) fn write(&self, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        rustix::net::sendmsg(
-            &self.stream,
-            bufs,
-            &mut SendAncillaryBuffer::default(),
-            flags,
-        )
+        write(&self.stream, bufs)
     }
 
     /// Takes what was looked at.
@@ -129,6 +124,12 @@ impl Track {
         self.reads = 0;
         Ok(())
     }
+}
+
+/// Writes what there is room for.
+pub(super) fn write(socket: impl AsFd, bufs: &[IoSlice<'_>]) -> Result<usize, Errno> {
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(socket, bufs, &mut SendAncillaryBuffer::default(), flags)
 }
 
 /// A connection that is being answered.

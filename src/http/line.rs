@@ -11,7 +11,6 @@
 //! by the kernel and never lost.
 
 use std::io::{self, IoSlice};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -48,8 +47,8 @@ const PIECES_AT_ONCE: usize = 64;
 /// What a caller gets to send its first request when it had only just connected as the daemon stopped.
 const FIRST_REQUEST: Duration = Duration::from_millis(250);
 
-/// Longest piece that is read at once on a lane, and before hyper is there.
-const PIECE: usize = 4096;
+/// Longest piece that is read at once by a thread that is not the event loop's, and before hyper is there.
+pub(super) const PIECE: usize = 4096;
 
 /// Requests answered in a row before others get their turn, where others wait.
 const ANSWERS_AT_ONCE: usize = 64;
@@ -309,6 +308,17 @@ impl Ends {
     }
 }
 
+/// What was read and written of a connection before the event loop got it.
+#[derive(Debug, Default)]
+pub(super) struct Begun {
+    /// Bytes that nobody has looked at, at most [`PIECE`].
+    pub(super) came: Vec<u8>,
+    /// The rest of an answer.
+    pub(super) unsent: Vec<u8>,
+    /// A request was answered.
+    pub(super) answered: bool,
+}
+
 /// One connection, as hyper reads and writes it.
 pub(super) struct Line<H> {
     stream: Stream,
@@ -316,8 +326,9 @@ pub(super) struct Line<H> {
     progress: Progress,
     ends: Ends,
     shut: bool,
-    /// Nothing was read yet.
+    /// Nothing was read here yet.
     is_new: bool,
+    came: Vec<u8>,
     reading: Pin<Box<Sleep>>,
     writing: Option<Pin<Box<Sleep>>>,
     /// Its place among those that wait for their callers.
@@ -336,8 +347,17 @@ pub(super) struct Line<H> {
 }
 
 impl<H: Handler> Line<H> {
-    pub(super) fn new(stream: Stream, handler: Arc<H>, progress: Progress, ends: Ends) -> Self {
+    pub(super) fn new(
+        stream: Stream,
+        begun: Begun,
+        handler: Arc<H>,
+        progress: Progress,
+        ends: Ends,
+    ) -> Self {
         let reading = Box::pin(tokio::time::sleep(ends.idle_timeout));
+        if begun.answered {
+            progress.answered();
+        }
         Self {
             stream,
             handler,
@@ -345,6 +365,7 @@ impl<H: Handler> Line<H> {
             ends,
             shut: false,
             is_new: true,
+            came: begun.came,
             reading,
             writing: None,
             waiting: None,
@@ -352,7 +373,7 @@ impl<H: Handler> Line<H> {
             piece: Vec::new(),
             ahead: Vec::new(),
             head: Vec::new(),
-            unsent: Vec::new(),
+            unsent: begun.unsent,
             date: Date::new(),
         }
     }
@@ -376,17 +397,9 @@ impl<H: Handler> Line<H> {
     fn answer_at_once(&mut self, bytes: &[u8], cx: &mut Context<'_>) -> io::Result<usize> {
         let mut read: usize = 0;
         while self.unsent.is_empty()
-            && let Some((asked, length)) = swift::plain(bytes.get(read..).unwrap_or_default())
-            && super::host::is_meant(asked.host, self.handler.hosts())
+            && let rest = bytes.get(read..).unwrap_or_default()
+            && let Some((reply, length)) = wire::at_once(&*self.handler, rest)
         {
-            let handler = AssertUnwindSafe(&self.handler);
-            let reply = catch_unwind(|| handler.at_once(&asked)).unwrap_or_else(|_| {
-                self.handler.refused(crate::metrics::Outcome::Internal);
-                Some(wire::internal())
-            });
-            let Some(reply) = reply.filter(Reply::is_plain) else {
-                break;
-            };
             self.send(reply, cx)?;
             self.progress.answered();
             read = read.saturating_add(length);
@@ -399,8 +412,7 @@ impl<H: Handler> Line<H> {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
         swift::write_head(&reply, &mut self.date, &mut head);
-        let [before, prompts, after] = reply.body.pieces();
-        let pieces = [&head[..], before, prompts, after];
+        let pieces = reply.pieces(&head);
         let slices = pieces.map(IoSlice::new);
         let sent = match self.write_on_lane(&slices) {
             Some(sent) => sent?,
@@ -409,12 +421,7 @@ impl<H: Handler> Line<H> {
                 Poll::Pending => 0,
             },
         };
-        let mut skip = sent;
-        for piece in pieces {
-            self.unsent
-                .extend_from_slice(piece.get(skip..).unwrap_or_default());
-            skip = skip.saturating_sub(piece.len());
-        }
+        wire::keep_rest(pieces, sent, &mut self.unsent);
         if !self.unsent.is_empty() {
             self.leave_lane();
         }
@@ -471,10 +478,17 @@ impl<H: Handler> Line<H> {
         }
     }
 
-    /// Most callers have sent their first request before they are accepted: the event loop need not tell that. Whether
-    /// anything was there.
+    /// What was read already, or what is there: most callers have sent their first request before they are accepted,
+    /// and the event loop need not tell that. Whether there was anything.
     fn read_what_came_with_it(&mut self, buf: &mut ReadBuf<'_>) -> bool {
         let room = buf.remaining().min(PIECE);
+        if !self.came.is_empty() {
+            let piece = self.came.len().min(room);
+            buf.put_slice(self.came.get(..piece).unwrap_or_default());
+            self.came.drain(..piece);
+            self.is_new = !self.came.is_empty();
+            return true;
+        }
         let piece = buf.initialize_unfilled_to(room);
         let read = match &self.stream {
             Stream::Unix(stream) => recv(stream, piece, RecvFlags::DONTWAIT),

@@ -5,25 +5,31 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
-use std::net::SocketAddr;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::libc;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{UnixCredentials, getsockopt};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
-use rustls::server::ServerConfig;
-use tokio::net::{TcpListener, UnixListener, UnixSocket, UnixStream};
+use tokio::net::{TcpStream, UnixSocket, UnixStream};
 
 use super::line::Stream;
-use super::token::{self, Token};
+use super::token::Gate;
 use crate::access::{self, Names, Peer};
 use crate::config::{AdminConfig, Config, FileMode, HttpConfig, Problem};
 
 /// Connections that wait to be accepted, per listener; the kernel may allow fewer (`net.core.somaxconn`).
 pub(super) const BACKLOG: u32 = 1024;
+
+/// Most groups that are read from a socket.
+const MOST_GROUPS: usize = 256;
 
 /// Longest `/proc/<pid>/status` that is read.
 const MOST_STATUS_BYTES: usize = 64 * 1024;
@@ -106,11 +112,20 @@ pub enum BindError {
     Access(Vec<Problem>),
 }
 
-/// Where connections come from.
+/// Where connections come from; nothing blocks on it.
 #[derive(Debug)]
 pub(super) enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
+}
+
+/// Where a caller connects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    /// At this path.
+    Unix(PathBuf),
+    /// At this address.
+    Tcp(SocketAddr),
 }
 
 /// A listening socket.
@@ -124,8 +139,8 @@ pub(super) struct Door {
     /// Whether others than owner and group are kept out, so that a stranger who connected is of the group.
     closed_to_others: bool,
     owner: u32,
-    /// What is spoken below HTTP.
-    pub(super) tls: Option<Arc<ServerConfig>>,
+    /// What is asked of those who come in, TLS among it.
+    pub(super) gate: Option<Arc<Gate>>,
     /// What is ours to remove at the end; nothing where systemd holds the socket.
     own: Mutex<Option<Own>>,
 }
@@ -148,16 +163,30 @@ impl Drop for Own {
     }
 }
 
-impl Door {
-    /// The next connection.
-    pub(super) async fn accept(&self) -> io::Result<Stream> {
+impl AsFd for Door {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.listener {
-            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
+            Listener::Unix(listener) => listener.as_fd(),
+            Listener::Tcp(listener) => listener.as_fd(),
+        }
+    }
+}
+
+impl AsRawFd for Door {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
+    }
+}
+
+impl Door {
+    /// Where one connects to it, if that can be told.
+    pub(super) fn address(&self) -> Option<Address> {
+        match &self.listener {
+            Listener::Unix(listener) => {
+                let address = listener.local_addr().ok()?;
+                Some(Address::Unix(address.as_pathname()?.to_owned()))
             }
+            Listener::Tcp(listener) => listener.local_addr().ok().map(Address::Tcp),
         }
     }
 
@@ -177,34 +206,31 @@ impl Door {
         }
     }
 
-    /// A connection that waits to be accepted, if there is one. Asks the kernel itself: what the runtime knows
-    /// of a listener can be older than a connection.
-    pub(super) fn waiting(&self) -> io::Result<Stream> {
+    /// A connection that waits to be accepted, if there is one.
+    pub(super) fn waiting(&self) -> io::Result<Arrival> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        match &self.listener {
-            Listener::Unix(listener) => {
-                let stream = std::os::unix::net::UnixStream::from(rustix::net::accept_with(
-                    listener, flags,
-                )?);
-                Ok(Stream::Unix(UnixStream::from_std(stream)?))
+        let accepted = rustix::net::accept_with(self, flags)?;
+        Ok(match &self.listener {
+            Listener::Unix(_) => {
+                let credentials = getsockopt(&accepted, PeerCredentials)
+                    .map_err(|_| io::ErrorKind::ConnectionAborted)?;
+                Arrival::Unix(accepted.into(), credentials)
             }
-            Listener::Tcp(listener) => {
-                let stream = std::net::TcpStream::from(rustix::net::accept_with(listener, flags)?);
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(tokio::net::TcpStream::from_std(stream)?))
-            }
-        }
+            Listener::Tcp(_) => Arrival::Tcp(accepted.into()),
+        })
     }
 
     /// Who connected to a Unix socket, by the kernel's word. `with_groups` reads the supplementary groups too.
-    pub(super) fn peer(&self, stream: &UnixStream, with_groups: bool) -> io::Result<Peer> {
-        let credentials = stream.peer_cred()?;
-        let (uid, gid, pid) = (credentials.uid(), credentials.gid(), credentials.pid());
+    pub(super) fn peer(&self, arrival: &Arrival, with_groups: bool) -> Option<Peer> {
+        let Arrival::Unix(stream, credentials) = arrival else {
+            return None;
+        };
+        let (uid, gid) = (credentials.uid(), credentials.gid());
+        let pid = Some(credentials.pid()).filter(|pid| *pid > 0);
         let mut groups = Vec::new();
         if with_groups {
-            match pid
-                .filter(|pid| *pid > 0)
-                .and_then(|pid| supplementary(pid, uid, gid))
+            match groups_at_connect(stream.as_fd())
+                .or_else(|| pid.and_then(|pid| supplementary(pid, uid, gid)))
             {
                 Some(read) => groups = read,
                 // Where /proc is hidden: whom the kernel let in, and who is neither root nor the owner, is of the group.
@@ -214,7 +240,7 @@ impl Door {
                 None => {}
             }
         }
-        Ok(Peer {
+        Some(Peer {
             uid,
             gid,
             groups,
@@ -222,6 +248,61 @@ impl Door {
             unit: None,
         })
     }
+}
+
+/// A connection that was just accepted, which the event loop does not know yet.
+#[derive(Debug)]
+pub(super) enum Arrival {
+    /// With what the kernel says of who connected.
+    Unix(std::os::unix::net::UnixStream, UnixCredentials),
+    Tcp(std::net::TcpStream),
+}
+
+impl Arrival {
+    /// For the event loop. Must be called within a runtime.
+    pub(super) fn into_stream(self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Unix(stream, _) => Stream::Unix(UnixStream::from_std(stream)?),
+            Self::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+        })
+    }
+
+    /// The user on the other end of a Unix socket.
+    pub(super) fn user(&self) -> Option<u32> {
+        match self {
+            Self::Unix(_, credentials) => Some(credentials.uid()),
+            Self::Tcp(_) => None,
+        }
+    }
+}
+
+impl AsFd for Arrival {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Unix(stream, _) => stream.as_fd(),
+            Self::Tcp(stream) => stream.as_fd(),
+        }
+    }
+}
+
+/// The supplementary groups that a peer had when it connected, where the kernel tells them (`SO_PEERGROUPS`, Linux 4.13)
+/// and they are not too many.
+fn groups_at_connect(socket: BorrowedFd<'_>) -> Option<Vec<u32>> {
+    let mut groups = [0_u32; MOST_GROUPS];
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&groups)).ok()?;
+    #[allow(unsafe_code)]
+    // SAFETY: the kernel writes at most `bytes` bytes, which is how long `groups` is; any bytes are integers.
+    let told = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERGROUPS,
+            groups.as_mut_ptr().cast(),
+            &raw mut bytes,
+        )
+    };
+    let count = usize::try_from(bytes).ok()? / size_of::<u32>();
+    (told == 0).then_some(groups.get(..count)?.to_vec())
 }
 
 /// The supplementary groups of a process, if it is still the one that connected.
@@ -242,7 +323,7 @@ fn supplementary(pid: i32, uid: u32, gid: u32) -> Option<Vec<u32>> {
 pub(super) struct Opened {
     pub(super) call: Vec<Door>,
     pub(super) admin: Option<Door>,
-    pub(super) admin_tcp: Option<(Door, Token)>,
+    pub(super) admin_tcp: Option<Door>,
 }
 
 /// Takes what systemd passes and makes the rest.
@@ -274,6 +355,7 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
             }
         }
     }
+    tell_other_places(config, &opened);
     let has = |doors: &[Door], unix: bool| {
         doors
             .iter()
@@ -314,12 +396,30 @@ pub(super) fn open(config: &Config, names: &Names) -> Result<Opened, BindError> 
         opened.admin = Some(unix_door("admin.unix", unix, *unix_mode, None, directory)?);
     }
     if !config.admin.tcp.is_empty() {
-        let token = Token::load(&config.admin.token_file)?;
-        let tls = token::tls(&config.admin)?;
+        let gate = Some(Arc::new(Gate::load(&config.admin)?));
         let door = tcp_door("admin.tcp", &config.admin.tcp)?;
-        opened.admin_tcp = Some((Door { tls, ..door }, token));
+        opened.admin_tcp = Some(Door { gate, ..door });
     }
     Ok(opened)
+}
+
+/// Settings that name another place than systemd's socket have no effect, which whoever changed them should hear.
+fn tell_other_places(config: &Config, opened: &Opened) {
+    let doors = opened.call.iter().map(|door| (door, &config.http.unix));
+    let doors = doors.chain(opened.admin.iter().map(|door| (door, &config.admin.unix)));
+    for (door, unix) in doors {
+        let is_named = match door.address() {
+            Some(Address::Unix(path)) => path == *unix,
+            Some(Address::Tcp(address)) => config.http.tcp.parse() == Ok(address),
+            None => true,
+        };
+        if !is_named {
+            tracing::warn!(
+                socket = door.name,
+                "systemd passes a socket at another place than the settings name; its unit decides (systemctl edit sidetone.socket)"
+            );
+        }
+    }
 }
 
 /// Makes a Unix socket at `path`.
@@ -391,14 +491,17 @@ fn unix_door(
     }
     fs::set_permissions(path, Permissions::from_mode(mode.0)).map_err(system("set its mode"))?;
     let file = fs::symlink_metadata(path).map_err(system("look at the new socket"))?;
-    let listener = socket.listen(BACKLOG).map_err(system("listen"))?;
+    let listener = socket
+        .listen(BACKLOG)
+        .and_then(tokio::net::UnixListener::into_std);
+    let listener = listener.map_err(system("listen"))?;
     Ok(Door {
         listener: Listener::Unix(listener),
         name: at(),
         group: (file.mode() & 0o020 != 0).then_some(file.gid()),
         closed_to_others: file.mode() & 0o002 == 0,
         owner: file.uid(),
-        tls: None,
+        gate: None,
         own: Mutex::new(Some(own)),
     })
 }
@@ -511,24 +614,29 @@ fn tcp_door(key: &'static str, tcp: &str) -> Result<Door, BindError> {
         _ => system("bind")(err),
     };
     socket.bind(address).map_err(in_use)?;
-    let listener = socket.listen(BACKLOG).map_err(in_use)?;
-    Ok(over_tcp(listener))
+    let listener = socket
+        .listen(BACKLOG)
+        .and_then(tokio::net::TcpListener::into_std);
+    let listener = listener.map_err(in_use)?;
+    over_tcp(listener).map_err(system("set an option"))
 }
 
-fn over_tcp(listener: TcpListener) -> Door {
+fn over_tcp(listener: TcpListener) -> io::Result<Door> {
     let name = listener
         .local_addr()
         .map(|address| address.to_string())
         .unwrap_or_default();
-    Door {
+    // Whatever it accepts has the option too.
+    sockopt::set_tcp_nodelay(&listener, true)?;
+    Ok(Door {
         listener: Listener::Tcp(listener),
         name,
         group: None,
         closed_to_others: false,
         owner: 0,
-        tls: None,
+        gate: None,
         own: Mutex::default(),
-    }
+    })
 }
 
 /// A socket that systemd holds.
@@ -547,7 +655,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
     }
     match sockopt::socket_domain(&fd) {
         Ok(AddressFamily::UNIX) => {
-            let listener = std::os::unix::net::UnixListener::from(fd);
+            let listener = UnixListener::from(fd);
             listener.set_nonblocking(true).map_err(unusable)?;
             let path = listener
                 .local_addr()
@@ -556,7 +664,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
             let file = path.as_ref().and_then(|path| fs::metadata(path).ok());
             let mode = file.as_ref().map_or(0, MetadataExt::mode);
             Ok(Door {
-                listener: Listener::Unix(UnixListener::from_std(listener).map_err(unusable)?),
+                listener: Listener::Unix(listener),
                 name: path
                     .map(|path| path.display().to_string())
                     .unwrap_or_default(),
@@ -566,12 +674,12 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                     .filter(|_| mode & 0o020 != 0),
                 closed_to_others: file.is_some() && mode & 0o002 == 0,
                 owner: file.as_ref().map_or(0, MetadataExt::uid),
-                tls: None,
+                gate: None,
                 own: Mutex::default(),
             })
         }
         Ok(AddressFamily::INET | AddressFamily::INET6) => {
-            let listener = std::net::TcpListener::from(fd);
+            let listener = TcpListener::from(fd);
             listener.set_nonblocking(true).map_err(unusable)?;
             if !listener
                 .local_addr()
@@ -581,7 +689,7 @@ pub(super) fn adopt(fd: OwnedFd, name: &str) -> Result<Door, BindError> {
                     "is not at a loopback address; what stands there is answered without asking who calls",
                 ));
             }
-            Ok(over_tcp(TcpListener::from_std(listener).map_err(unusable)?))
+            over_tcp(listener).map_err(unusable)
         }
         _ => Err(wrong("is neither a Unix nor a TCP socket")),
     }

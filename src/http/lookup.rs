@@ -23,11 +23,12 @@ use crate::config::Right;
 use crate::engine::Found;
 use crate::explain;
 use crate::health::{Health, Staleness};
-use crate::metrics::{Outcome, Route};
+use crate::metrics::{Label, Outcome, Route};
 use crate::number::{self, Dialling, E164};
 use crate::profile::Refusal;
 use crate::row::Tenant;
 use crate::select::select;
+use crate::trace;
 
 /// What a route asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +104,7 @@ pub(super) struct Asking<'a> {
 /// Answers a request of the call side, and counts it.
 pub(super) async fn answer(asking: Asking<'_>, asked: &Asked) -> Reply {
     let begun = Instant::now();
-    counted(asking.app, begun, routed(asking, asked, begun).await)
+    counted(asking, begun, routed(asking, asked, begun).await)
 }
 
 /// The answer to a plain request of the call side from memory, counted as every other. None, and nothing done, where
@@ -133,14 +134,19 @@ pub(super) fn at_once(asking: Asking<'_>, asked: &Plain<'_>) -> Option<Reply> {
     let readings = number::readings(question.to.as_deref()?, dialling).ok()?;
     let may_know = |tenant: &Tenant| rights.config(tenant);
     let found = app.engine.at_hand(&readings.first, &may_know)?;
-    if !rights.try_take(begun) {
+    let refused = || rights.credentials(&found.profile.tenant.tenant) == Providers::None;
+    if asks_for_credentials(wants, &question) && refused() || !rights.try_take(begun) {
         return None;
     }
     let (outcome, reply) = match told(asking, &found, wants, &question, &[]) {
         Ok(reply) => (Outcome::Ok, reply),
         Err(fail) => (fail.outcome, fail.reply(wants.form(asked.query))),
     };
-    Some(counted(app, begun, (wants.route(), Some(outcome), reply)))
+    Some(counted(
+        asking,
+        begun,
+        (wants.route(), Some(outcome), reply),
+    ))
 }
 
 /// Answers an operator who asks what a call would be told, or why: as a call is answered, but not counted as one.
@@ -156,18 +162,26 @@ pub(super) async fn as_if_called(asking: Asking<'_>, explains: bool, asked: &Ask
     }
 }
 
-/// An answer, counted.
+/// An answer, counted unless the daemon gave it to itself.
 fn counted(
-    app: &App,
+    Asking { app, caller, .. }: Asking<'_>,
     begun: Instant,
     (route, outcome, reply): (Route, Option<Outcome>, Reply),
 ) -> Reply {
+    if matches!(caller, Caller::Own(_)) {
+        return reply;
+    }
     if let Some(outcome) = outcome {
         app.metrics.lookups.inc(outcome);
     }
+    let took = begun.elapsed();
     app.metrics
         .request_duration
-        .observe(route, begun.elapsed().as_secs_f64());
+        .observe(route, took.as_secs_f64());
+    if took > trace::SLOW {
+        let outcome = outcome.map_or("", Label::label);
+        app.traces.slow_question(route.label(), outcome, took);
+    }
     reply
 }
 

@@ -30,8 +30,16 @@ struct Echoes(Arc<Shared>);
 impl Host for Echoes {
     type Handler = Echo;
 
-    fn connect(self: &Arc<Self>, _: &Door, _: Side, _: &Stream, _: Instant) -> io::Result<Echo> {
-        Ok(Echo(self.0.clone()))
+    fn connect(self: &Arc<Self>, _: &Door, _: Side, _: &Arrival) -> Echo {
+        Echo(self.0.clone())
+    }
+
+    fn must_know_better(&self) -> bool {
+        false
+    }
+
+    fn know_better(&self, echo: Echo, _: Side, _: &Arrival, _: Instant) -> Echo {
+        echo
     }
 
     fn pause(&self, _: Side, _: Who) -> Duration {
@@ -99,6 +107,7 @@ fn told_at_once(path: &str) -> Reply {
     let reply = match path {
         "/at-once/large" => Reply::ok(Form::Plain, vec![b'x'; 4 * 1024 * 1024]),
         "/at-once/wrong" => Fail::new(Outcome::InvalidNumber, "no number").reply(Form::Json),
+        "/at-once/thread" => Reply::ok(Form::Plain, format!("{:?}", std::thread::current().id())),
         "/at-once/overloaded" => Fail::new(Outcome::Overloaded, "too much").reply(Form::Pairs),
         _ => Reply::ok(Form::Json, format!("GET {path} ")),
     };
@@ -159,11 +168,7 @@ fn start(given: Given) -> Server {
     let entrances = opened
         .call
         .into_iter()
-        .map(|door| Entrance {
-            door,
-            side: Side::Call,
-            room: room.clone(),
-        })
+        .map(|door| Entrance::new(door, Side::Call, &room))
         .collect();
     let shared = Arc::new(Shared::default());
     let stop = CancellationToken::new();
@@ -682,7 +687,10 @@ async fn a_request_in_flight_is_answered_after_stop_and_nothing_is_left_behind()
 
 #[tokio::test]
 async fn requests_that_were_sent_before_stop_are_answered_after_it() {
-    let server = start(given());
+    let server = start(Given {
+        connections: 128,
+        ..given()
+    });
     let mut busy = server.connect().await;
     busy.write_all(
         b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\nGET /pipelined HTTP/1.1\r\nHost: x\r\n\r\n",
@@ -734,11 +742,12 @@ async fn requests_that_were_sent_before_stop_are_answered_after_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stop_under_load_loses_no_request_that_was_sent() {
-    for _ in 0..10 {
+    for path in ["/x", "/at-once/x"].repeat(8) {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
         let server = start(given());
         let mut callers = Vec::new();
-        for _ in 0..8 {
-            let path = server.path();
+        for caller in 0..8 {
+            let (path, request) = (server.path(), request.clone());
             callers.push(tokio::spawn(async move {
                 let mut answered = 0u32;
                 'connect: loop {
@@ -746,16 +755,12 @@ async fn a_stop_under_load_loses_no_request_that_was_sent() {
                         return answered;
                     };
                     loop {
-                        if stream
-                            .write_all(b"GET /x HTTP/1.1\r\nHost: x\r\n\r\n")
-                            .await
-                            .is_err()
-                        {
+                        if stream.write_all(request.as_bytes()).await.is_err() {
                             continue 'connect; // refused, and told so
                         }
                         let text = answer(&mut stream).await;
                         answered += 1;
-                        if header(&text, "connection") == Some("close") {
+                        if header(&text, "connection") == Some("close") || caller % 2 == 0 {
                             continue 'connect;
                         }
                     }
@@ -821,9 +826,101 @@ async fn a_brisk_caller_is_answered_by_a_thread_of_its_own_and_a_slow_one_by_the
 }
 
 #[tokio::test]
+async fn who_connects_anew_is_answered_by_an_acceptor_and_who_stays_is_not() {
+    let server = start(Given {
+        tcp: true,
+        ..given()
+    });
+    let event_loop = format!("{:?}", std::thread::current().id());
+    async fn over(mut stream: impl AsyncReadExt + AsyncWriteExt + Unpin) -> String {
+        let request = b"GET /at-once/thread HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        let mut bytes = [0; 4096];
+        let read = stream.read(&mut bytes).await.unwrap();
+        let text = String::from_utf8(bytes[..read].to_vec()).unwrap();
+        text.split_once("\r\n\r\n").unwrap().1.to_owned()
+    }
+    for _ in 0..20 {
+        assert_ne!(over(server.connect().await).await, event_loop);
+        let tcp = TcpStream::connect(server.tcp.clone().unwrap()).await;
+        assert_ne!(over(tcp.unwrap()).await, event_loop);
+    }
+    let mut stays = server.connect().await;
+    assert_ne!(ask(&mut stays, "/at-once/thread").await, event_loop);
+    assert_eq!(ask(&mut stays, "/at-once/thread").await, event_loop);
+    server.stop.cancel();
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn silent_and_slow_callers_hold_no_acceptor() {
+    let server = start(Given {
+        connections: 2048,
+        ..given()
+    });
+    let event_loop = format!("{:?}", std::thread::current().id());
+    let mut silent = Vec::new();
+    for n in 0..600 {
+        let mut stream = server.connect().await;
+        let begun: &[u8] = match n % 3 {
+            0 => b"",
+            1 => b"GET /at-once/th",
+            _ => b"GET /at-once/x HTTP/1.1\r\nHost: x\r\n\r\nGET",
+        };
+        stream.write_all(begun).await.unwrap();
+        silent.push(stream);
+        if n % 50 == 0 {
+            let mut quick = server.connect().await;
+            assert_ne!(ask(&mut quick, "/at-once/thread").await, event_loop);
+        }
+    }
+    tokio::time::sleep(acceptor::STAYS * 2).await;
+    for (n, stream) in silent.iter_mut().enumerate() {
+        let rest = match n % 3 {
+            0 => "GET /at-once/thread HTTP/1.1\r\nHost: x\r\n\r\n",
+            1 => "read HTTP/1.1\r\nHost: x\r\n\r\n",
+            _ => " /at-once/thread HTTP/1.1\r\nHost: x\r\n\r\n",
+        };
+        if n % 3 == 2 {
+            assert!(answer(stream).await.ends_with("GET /at-once/x "));
+        }
+        stream.write_all(rest.as_bytes()).await.unwrap();
+        assert!(answer(stream).await.ends_with(&event_loop), "{n}");
+    }
+    server.stop.cancel();
+    server.stopped().await;
+}
+
+#[tokio::test]
+async fn who_closes_one_half_after_its_request_reads_the_answer_to_its_end() {
+    let server = start(given());
+    for _ in 0..100 {
+        let mut stream = server.connect().await;
+        stream
+            .write_all(b"GET /at-once/x HTTP/1.1\r\nHost: x\r\n\r\n")
+            .await
+            .unwrap();
+        stream.shutdown().await.unwrap();
+        assert!(rest(&mut stream).await.ends_with("GET /at-once/x "));
+    }
+}
+
+#[tokio::test]
+async fn over_tcp_no_answer_waits_for_an_acknowledgement() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path());
+    config.http.tcp = "127.0.0.1:0".to_owned();
+    let opened = open(&config).unwrap();
+    let door = &opened.call[1];
+    let _caller = TcpStream::connect(&door.name).await.unwrap();
+    let accepted = door.waiting().unwrap();
+    assert!(rustix::net::sockopt::tcp_nodelay(&accepted).unwrap());
+}
+
+#[tokio::test]
 async fn more_brisk_callers_than_lanes_are_all_answered_in_order() {
     let server = start(Given {
-        connections: 128,
+        connections: 256,
         ..given()
     });
     let mut callers = JoinSet::new();
@@ -1044,7 +1141,7 @@ async fn a_socket_that_systemd_passes_is_taken_for_what_it_is() {
     let door = listen::adopt(UnixListener::bind(&path).unwrap().into(), "sidetone").unwrap();
     assert_eq!(door.name, path.display().to_string());
     let connected = UnixStream::connect(&path).await.unwrap();
-    assert!(matches!(door.accept().await.unwrap(), Stream::Unix(_)));
+    assert!(matches!(door.waiting().unwrap(), Arrival::Unix(..)));
     drop((door, connected));
     assert!(path.exists(), "the file is systemd's");
     assert!(listen::adopt(TcpListener::bind("127.0.0.1:0").unwrap().into(), "sidetone").is_ok());
@@ -1152,7 +1249,7 @@ async fn a_closed_door_lets_nobody_new_in_and_keeps_who_had_connected() {
     assert!(!config.http.unix.exists());
     let late = std::os::unix::net::UnixStream::connect(&looked_up).unwrap_err();
     assert_eq!(late.kind(), io::ErrorKind::ConnectionRefused);
-    assert!(matches!(door.waiting(), Ok(Stream::Unix(_))));
+    assert!(matches!(door.waiting(), Ok(Arrival::Unix(..))));
     assert!(door.waiting().is_err());
     drop(connected);
 }
@@ -1225,12 +1322,9 @@ async fn the_kernel_says_who_connected() {
     let config = config(dir.path());
     let opened = open(&config).unwrap();
     let door = &opened.call[0];
-    let (connected, accepted) = tokio::join!(UnixStream::connect(&config.http.unix), door.accept());
-    let _caller = connected.unwrap();
-    let Stream::Unix(stream) = accepted.unwrap() else {
-        panic!("not a Unix socket")
-    };
-    let peer = door.peer(&stream, true).unwrap();
+    let _caller = UnixStream::connect(&config.http.unix).await.unwrap();
+    let accepted = door.waiting().unwrap();
+    let peer = door.peer(&accepted, true).unwrap();
     assert_eq!(peer.uid, rustix::process::geteuid().as_raw());
     assert_eq!(peer.gid, rustix::process::getegid().as_raw());
     assert_eq!(peer.pid, i32::try_from(std::process::id()).ok());
@@ -1322,7 +1416,7 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
 
     let text = say(
         admin().await.unwrap(),
-        &request("GET /v1/admin/status", "x", ""),
+        &request("GET /v1/admin/status", "localhost", ""),
     )
     .await;
     let body: serde_json::Value =
@@ -1341,14 +1435,18 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
             && body["quarantined"].is_array(),
         "{body}"
     );
-    let text = say(admin().await.unwrap(), &lookup).await;
+    let text = say(
+        admin().await.unwrap(),
+        &request("GET /v1/lookup?to=+14155550100", "localhost", ""),
+    )
+    .await;
     assert!(
         text.starts_with("HTTP/1.1 404 "),
         "calls are not answered there: {text}"
     );
     let text = say(
         unix().await.unwrap(),
-        &request("GET /v1/admin/status", "x", ""),
+        &request("GET /v1/admin/status", "localhost", ""),
     )
     .await;
     assert!(
@@ -1357,7 +1455,7 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
     );
 
     // An order is placed although nobody waits for it; one that is waited for is reported.
-    let refresh = |body: &str| request("POST /v1/admin/refresh", "x", body);
+    let refresh = |body: &str| request("POST /v1/admin/refresh", "localhost", body);
     let text = say(admin().await.unwrap(), &refresh(r#"{"scope":"all"}"#)).await;
     assert!(
         text.starts_with("HTTP/1.1 202 ") && text.ends_with(r#"{"status":"accepted"}"#),
@@ -1383,13 +1481,17 @@ async fn a_whole_node_answers_calls_and_operators_and_stops() {
     );
     let text = say(
         admin().await.unwrap(),
-        &request("PUT /v1/admin/log", "x", r#"{"filter":"sidetone=loud"}"#),
+        &request(
+            "PUT /v1/admin/log",
+            "localhost",
+            r#"{"filter":"sidetone=loud"}"#,
+        ),
     )
     .await;
     assert!(text.starts_with("HTTP/1.1 400 "), "{text}");
     let text = say(
         admin().await.unwrap(),
-        &request("POST /v1/admin/keys/reload", "x", ""),
+        &request("POST /v1/admin/keys/reload", "localhost", ""),
     )
     .await;
     assert!(

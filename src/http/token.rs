@@ -1,4 +1,5 @@
 //! What operators over TCP show: a token from a file, and TLS with a certificate of theirs where that is asked for.
+//! The files can be read again while connections stand: certificates are renewed more often than daemons start.
 
 use std::fmt;
 use std::io;
@@ -6,10 +7,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::digest::{SHA256, digest};
 use hyper::StatusCode;
 use hyper::header;
+use jiff::Timestamp;
 use rustls::RootCertStore;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,7 +20,9 @@ use rustls::server::{ServerConfig, WebPkiClientVerifier};
 
 use super::listen::BindError;
 use super::wire::{Asked, Form, Reply, failure};
+use crate::certificate::first_expiry;
 use crate::config::AdminConfig;
+use crate::metrics::{Certificate, Metrics};
 use crate::seal::read_keyring;
 
 /// Shortest token.
@@ -26,8 +31,88 @@ const LEAST_BYTES: usize = 16;
 /// How long the answer to a wrong token is held back. Connections are few, so this bounds how many can be tried.
 pub(super) const DELAY: Duration = Duration::from_millis(250);
 
+/// What lets operators over TCP in, as the files of the settings have it.
+#[derive(Debug)]
+pub struct Gate {
+    admin: AdminConfig,
+    now: ArcSwap<Files>,
+}
+
+/// What the files hold.
+#[derive(Debug)]
+struct Files {
+    token: Token,
+    tls: Option<Tls>,
+}
+
+impl Files {
+    fn read(admin: &AdminConfig) -> Result<Self, BindError> {
+        Ok(Self {
+            token: Token::load(&admin.token_file)?,
+            tls: tls(admin)?,
+        })
+    }
+}
+
+impl Gate {
+    pub(super) fn load(admin: &AdminConfig) -> Result<Self, BindError> {
+        Ok(Self {
+            admin: admin.clone(),
+            now: ArcSwap::from_pointee(Files::read(admin)?),
+        })
+    }
+
+    /// Reads the files again, for connections and requests from now on. Blocking.
+    ///
+    /// # Errors
+    /// [`BindError`]: the first file that cannot be used; then all stay as they were.
+    pub fn reload(&self) -> Result<(), BindError> {
+        self.now.store(Arc::new(Files::read(&self.admin)?));
+        Ok(())
+    }
+
+    /// Tells when the certificates end.
+    pub fn tell_expiry(&self, metrics: &Metrics) {
+        for (certificate, at) in self.expiries() {
+            metrics.certificate_expiry.set_time(certificate, at);
+        }
+    }
+
+    /// When the certificates end.
+    pub fn expiries(&self) -> [(Certificate, Option<Timestamp>); 2] {
+        let now = self.now.load();
+        let tls = now.tls.as_ref();
+        [
+            (Certificate::Admin, tls.and_then(|tls| tls.expiry)),
+            (
+                Certificate::AdminClientCa,
+                tls.and_then(|tls| tls.client_ca_expiry),
+            ),
+        ]
+    }
+
+    /// What is spoken below HTTP on connections that begin now.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        let now = self.now.load();
+        now.tls.as_ref().map(|tls| tls.config.clone())
+    }
+
+    /// Whether a request shows the token.
+    pub(super) fn is_shown(&self, asked: &Asked) -> bool {
+        self.now.load().token.is_shown(asked)
+    }
+}
+
+/// TLS of the admin side, and when its certificates end.
+#[derive(Debug)]
+struct Tls {
+    config: Arc<ServerConfig>,
+    expiry: Option<Timestamp>,
+    client_ca_expiry: Option<Timestamp>,
+}
+
 /// The token, as its hash: comparing hashes tells nothing of the token's length.
-pub(super) struct Token(aws_lc_rs::digest::Digest);
+struct Token(aws_lc_rs::digest::Digest);
 
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -36,7 +121,7 @@ impl fmt::Debug for Token {
 }
 
 impl Token {
-    pub(super) fn load(path: &Path) -> Result<Self, BindError> {
+    fn load(path: &Path) -> Result<Self, BindError> {
         let told = |source| refused("admin.token_file", path, source);
         let text = read_keyring(path).map_err(|err| told(io::Error::other(err)))?;
         let token = text.trim_end_matches(['\r', '\n']);
@@ -52,7 +137,7 @@ impl Token {
     }
 
     /// Whether a request shows the token, in exactly one `Authorization`.
-    pub(super) fn is_shown(&self, asked: &Asked) -> bool {
+    fn is_shown(&self, asked: &Asked) -> bool {
         let mut given = asked.headers.get_all(header::AUTHORIZATION).iter();
         let (Some(one), None) = (given.next(), given.next()) else {
             return false;
@@ -80,12 +165,14 @@ pub(super) fn unauthorized() -> Reply {
 }
 
 /// TLS of the admin side, where it is configured.
-pub(super) fn tls(admin: &AdminConfig) -> Result<Option<Arc<ServerConfig>>, BindError> {
+fn tls(admin: &AdminConfig) -> Result<Option<Tls>, BindError> {
     if admin.tls_cert.as_os_str().is_empty() {
         return Ok(None);
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let chain = certificates("admin.tls_cert", &admin.tls_cert)?;
+    let expiry = first_expiry(&chain);
+    let mut client_ca_expiry = None;
     let (key, path) = ("admin.tls_key", &admin.tls_key);
     let pem = read_keyring(path).map_err(|err| refused(key, path, io::Error::other(err)))?;
     let private = PrivateKeyDer::from_pem_slice(pem.as_bytes())
@@ -98,7 +185,9 @@ pub(super) fn tls(admin: &AdminConfig) -> Result<Option<Arc<ServerConfig>>, Bind
         builder.with_no_client_auth()
     } else {
         let mut roots = RootCertStore::empty();
-        for certificate in certificates(ca, authority)? {
+        let authorities = certificates(ca, authority)?;
+        client_ca_expiry = first_expiry(&authorities);
+        for certificate in authorities {
             roots
                 .add(certificate)
                 .map_err(|err| refused(ca, authority, io::Error::other(err)))?;
@@ -112,7 +201,11 @@ pub(super) fn tls(admin: &AdminConfig) -> Result<Option<Arc<ServerConfig>>, Bind
         .with_single_cert(chain, private)
         .map_err(|err| refused(key, path, io::Error::other(err)))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(Some(Arc::new(config)))
+    Ok(Some(Tls {
+        config: Arc::new(config),
+        expiry,
+        client_ca_expiry,
+    }))
 }
 
 fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, BindError> {

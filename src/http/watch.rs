@@ -81,7 +81,7 @@ pub(super) fn open(asking: Asking<'_>, asked: &Asked) -> Result<Reply, Fail> {
         }
     };
     let who = match caller {
-        Caller::Unix(peer) => Some(peer.uid),
+        Caller::Unix(peer) | Caller::Own(peer) => Some(peer.uid),
         Caller::Tcp => None,
     };
     let last = asked

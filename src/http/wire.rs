@@ -5,7 +5,7 @@
 //! events has no length: it is chunked in HTTP/1.1, ends with the connection in HTTP/1.0, and is the last answer of either.
 
 use std::convert::Infallible;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,8 +24,8 @@ use hyper_util::rt::TokioIo;
 use prometheus::IntCounter;
 use tokio_util::sync::CancellationToken;
 
-use super::line::{Ends, Line, Progress, Stream};
-use super::swift::Plain;
+use super::line::{Begun, Ends, Line, Progress, Stream};
+use super::swift::{self, Plain};
 use crate::answer::{self, Written};
 use crate::metrics::{Label, Outcome};
 
@@ -229,8 +229,14 @@ impl Reply {
         &self.headers
     }
 
+    /// What is written of it after this head.
+    pub(super) fn pieces<'a>(&'a self, head: &'a [u8]) -> [&'a [u8]; 4] {
+        let [before, prompts, after] = self.body.pieces();
+        [head, before, prompts, after]
+    }
+
     /// Whether nothing but this answer follows from it.
-    pub(super) fn is_plain(&self) -> bool {
+    fn is_plain(&self) -> bool {
         !self.close && self.hold.is_zero() && self.endless.is_none()
     }
 
@@ -351,6 +357,30 @@ pub(super) trait Handler: Send + Sync + 'static {
     fn hosts(&self) -> Option<&[String]>;
 }
 
+/// The answer to the request that these bytes begin with, where it can be given at once, and the request's length.
+pub(super) fn at_once(handler: &impl Handler, bytes: &[u8]) -> Option<(Reply, usize)> {
+    let (asked, length) = swift::plain(bytes)?;
+    if !super::host::is_meant(asked.host, handler.hosts()) {
+        return None;
+    }
+    let answering = AssertUnwindSafe(|| handler.at_once(&asked));
+    // The panic itself is logged by the hook.
+    let reply = catch_unwind(answering).unwrap_or_else(|_| {
+        handler.refused(Outcome::Internal);
+        Some(internal())
+    });
+    Some((reply.filter(Reply::is_plain)?, length))
+}
+
+/// Keeps what follows the first so many bytes of these.
+pub(super) fn keep_rest(pieces: [&[u8]; 4], sent: usize, rest: &mut Vec<u8>) {
+    let mut skip = sent;
+    for piece in pieces {
+        rest.extend_from_slice(piece.get(skip..).unwrap_or_default());
+        skip = skip.saturating_sub(piece.len());
+    }
+}
+
 /// What bounds a connection.
 #[derive(Debug, Clone)]
 pub(super) struct Limits {
@@ -362,6 +392,7 @@ pub(super) struct Limits {
 /// were sent already are answered and the connection is closed.
 pub(super) async fn serve<H: Handler>(
     stream: Stream,
+    begun: Begun,
     handler: Arc<H>,
     limits: &Limits,
     progress: Progress,
@@ -370,6 +401,7 @@ pub(super) async fn serve<H: Handler>(
     let stop = limits.ends.stop.clone();
     let mut line = Line::new(
         stream,
+        begun,
         handler.clone(),
         progress.clone(),
         limits.ends.clone(),

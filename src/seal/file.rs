@@ -132,8 +132,8 @@ fn read(path: &Path, credentials: Option<OsString>) -> Result<Zeroizing<String>,
         source,
     };
     let facts = Facts::of(&file.metadata().map_err(failed)?);
-    let by_systemd = credentials.is_some_and(|dir| is_inside(path, Path::new(&dir)));
-    facts.check(path, rustix::process::geteuid().as_raw(), by_systemd)?;
+    let refused = refused_bits(path, credentials);
+    facts.check(path, rustix::process::geteuid().as_raw(), refused)?;
 
     // Room for one byte too many, and never grown: growing would leave copies of keys behind.
     let mut bytes = Zeroizing::new(vec![0; MAX_FILE_BYTES.saturating_add(1)]);
@@ -174,10 +174,8 @@ impl Facts {
         }
     }
 
-    /// Systemd gives a service its credentials through an access list, which shows as group bits.
-    fn check(self, path: &Path, own: u32, by_systemd: bool) -> Result<(), KeyringError> {
+    fn check(self, path: &Path, own: u32, refused: u32) -> Result<(), KeyringError> {
         let path = || path.to_owned();
-        let refused = if by_systemd { 0o037 } else { 0o077 };
         if !self.regular {
             return Err(KeyringError::NotAFile { path: path() });
         }
@@ -197,6 +195,27 @@ impl Facts {
             return Err(KeyringError::TooLong { path: path() });
         }
         Ok(())
+    }
+}
+
+/// Whether a file with a secret lets others at it than it may.
+#[must_use]
+pub fn lets_others_in(path: &Path, mode: u32) -> bool {
+    mode & refused_bits(path, std::env::var_os("CREDENTIALS_DIRECTORY")) != 0
+}
+
+/// Whether a file is a credential of the service: it stays what it was when the service started.
+#[must_use]
+pub fn is_credential(path: &Path) -> bool {
+    std::env::var_os("CREDENTIALS_DIRECTORY").is_some_and(|dir| is_inside(path, Path::new(&dir)))
+}
+
+/// Systemd gives a service its credentials through an access list, which shows as group bits.
+fn refused_bits(path: &Path, credentials: Option<OsString>) -> u32 {
+    if credentials.is_some_and(|dir| is_inside(path, Path::new(&dir))) {
+        0o037
+    } else {
+        0o077
     }
 }
 
@@ -351,9 +370,9 @@ mod tests {
             bytes: 10,
         };
         let path = Path::new("/k");
-        assert!(mine.check(path, 70, false).is_ok());
-        assert!(Facts { owner: 0, ..mine }.check(path, 70, false).is_ok());
-        let theirs = Facts { owner: 71, ..mine }.check(path, 70, false);
+        assert!(mine.check(path, 70, 0o077).is_ok());
+        assert!(Facts { owner: 0, ..mine }.check(path, 70, 0o077).is_ok());
+        let theirs = Facts { owner: 71, ..mine }.check(path, 70, 0o077);
         assert!(matches!(
             theirs,
             Err(KeyringError::Owner {
@@ -363,7 +382,7 @@ mod tests {
             })
         ));
         // The owner is checked for a credential of systemd too.
-        assert!(Facts { owner: 71, ..mine }.check(path, 70, true).is_err());
+        assert!(Facts { owner: 71, ..mine }.check(path, 70, 0o037).is_err());
     }
 
     #[test]

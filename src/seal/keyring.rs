@@ -14,6 +14,10 @@ use aws_lc_rs::error::Unspecified;
 use aws_lc_rs::hkdf;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use serde::Serialize;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
@@ -44,9 +48,9 @@ pub enum KeyringFault {
         /// Where, counted from 1.
         line: usize,
     },
-    /// Something other than `seal` and `[open]`.
+    /// Something other than `seal`, `[open]` and `[expires]`.
     #[error(
-        "line {line}: only `seal = \"id\"` and the table `[open]` belong here; remove the rest"
+        "line {line}: only `seal = \"id\"` and the tables `[open]` and `[expires]` belong here; remove the rest"
     )]
     Unknown {
         /// Where, counted from 1.
@@ -87,6 +91,15 @@ pub enum KeyringFault {
     Key {
         /// The key's id.
         id: String,
+    },
+    /// Something in `[expires]` that says of no key here when it expires.
+    #[error(
+        "line {line}: `[expires]` gives each key of `[open]` at most one date such as 2027-01-01, or time such as \
+         2027-01-01T00:00:00Z; correct it"
+    )]
+    Expiry {
+        /// Where, counted from 1.
+        line: usize,
     },
     /// The id to add is taken.
     #[error("key {id}: already in the keyring; choose another id")]
@@ -133,10 +146,34 @@ impl hkdf::KeyType for Derived {
     }
 }
 
-/// The keys that open sealed values, and the one that seals new ones.
+/// What may be told of a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyStatus {
+    /// Its id.
+    pub id: String,
+    /// Whether it is the one that seals.
+    pub seals: bool,
+    /// When it is to be out of use.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires: Option<Timestamp>,
+}
+
+/// When a key expires, as it is written: a date, whose first moment in UTC counts, or a time as of RFC 3339.
+#[must_use]
+pub fn expiry(text: &str) -> Option<Timestamp> {
+    let day = || text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok();
+    if text.len() == "2027-01-01".len() {
+        return day().map(|day| day.timestamp());
+    }
+    text.parse().ok()
+}
+
+/// The keys that open sealed values, and the one that seals new ones. A key that has expired goes on opening and
+/// sealing: answers come first, and who operates the node is told.
 pub struct Keyring {
     seal: (String, Arc<Key>),
     open: BTreeMap<String, Arc<Key>>,
+    expires: BTreeMap<String, Timestamp>,
 }
 
 impl fmt::Debug for Keyring {
@@ -149,7 +186,8 @@ impl fmt::Debug for Keyring {
 }
 
 impl Keyring {
-    /// The keyring a TOML text describes: `seal = "k2"` and a table `[open]` of keys in base64.
+    /// The keyring a TOML text describes: `seal = "k2"`, a table `[open]` of keys in base64, and where keys are to be
+    /// out of use some day a table `[expires]` of dates.
     ///
     /// # Errors
     /// What is wrong with the text, naming a line or a key id.
@@ -165,6 +203,7 @@ impl Keyring {
             Some(key) => Ok(Self {
                 seal: (written.seal, Arc::clone(key)),
                 open,
+                expires: written.expires,
             }),
             None => Err(KeyringFault::SealNotOpen { id: written.seal }),
         }
@@ -176,7 +215,7 @@ impl Keyring {
     /// When `id` is not spelled like a key id, or the system gives no random bytes.
     pub fn generate(id: &str) -> Result<Zeroizing<String>, KeyringFault> {
         let new = new_key(id)?;
-        Ok(render(id, [(id, &new)]))
+        Ok(render(id, [(id, &new)], &BTreeMap::new()))
     }
 
     /// The keyring `text` with a new key that from now on seals; the old keys go on opening.
@@ -199,6 +238,7 @@ impl Keyring {
             now.seal == id
                 && now.open.len() == old.open.len().saturating_add(1)
                 && now.open.get(id) == Some(&new)
+                && now.expires == old.expires
                 && old
                     .open
                     .iter()
@@ -208,7 +248,29 @@ impl Keyring {
             return Ok(edited);
         }
         let keys = old.open.iter().map(|(id, key)| (id.as_str(), key));
-        Ok(render(id, keys.chain([(id, &new)])))
+        Ok(render(id, keys.chain([(id, &new)]), &old.expires))
+    }
+
+    /// The keyring `text` with a key of it that expires then. The rest of the text is kept where its layout allows it.
+    ///
+    /// # Errors
+    /// What is wrong with `text`.
+    pub fn expiring(
+        text: &str,
+        id: &str,
+        at: Timestamp,
+    ) -> Result<Zeroizing<String>, KeyringFault> {
+        let mut wanted = Written::read(text)?;
+        wanted.expires.insert(id.to_owned(), at);
+        let edited = edit_expiry(text, wanted.expires_end, id, at);
+        let kept = Written::read(&edited).is_ok_and(|now| {
+            now.seal == wanted.seal && now.open == wanted.open && now.expires == wanted.expires
+        });
+        if kept {
+            return Ok(edited);
+        }
+        let keys = wanted.open.iter().map(|(id, key)| (id.as_str(), key));
+        Ok(render(&wanted.seal, keys, &wanted.expires))
     }
 
     /// The ids of all keys, in order.
@@ -221,10 +283,15 @@ impl Keyring {
         &self.seal.0
     }
 
-    /// Every key id, and whether it is the one that seals.
-    pub fn status(&self) -> Vec<(String, bool)> {
+    /// What may be told of every key.
+    pub fn status(&self) -> Vec<KeyStatus> {
         let ids = self.open.keys();
-        ids.map(|id| (id.clone(), *id == self.seal.0)).collect()
+        ids.map(|id| KeyStatus {
+            id: id.clone(),
+            seals: *id == self.seal.0,
+            expires: self.expires.get(id).copied(),
+        })
+        .collect()
     }
 
     pub(super) fn key(&self, id: &str) -> Option<&Key> {
@@ -256,6 +323,9 @@ struct Written {
     /// The bytes of the text where `seal`'s value stands, quotes included.
     seal_at: Range<usize>,
     open: BTreeMap<String, KeyBytes>,
+    expires: BTreeMap<String, Timestamp>,
+    /// Where the last value of `[expires]` ends in the text.
+    expires_end: Option<usize>,
 }
 
 impl Written {
@@ -266,6 +336,8 @@ impl Written {
         })?;
         let mut seal = None;
         let mut open = BTreeMap::new();
+        let mut expires = BTreeMap::new();
+        let mut expires_end = None;
         for (name, value) in table.get_ref() {
             match (name.get_ref().as_ref(), value.get_ref()) {
                 ("seal", DeValue::String(id)) if is_id(id) => {
@@ -276,6 +348,10 @@ impl Written {
                     return Err(KeyringFault::IdInFile { line });
                 }
                 ("open", DeValue::Table(keys)) => open = read_keys(text, keys)?,
+                ("expires", DeValue::Table(dates)) => {
+                    expires = read_expiries(text, dates)?;
+                    expires_end = dates.values().map(|date| date.span().end).max();
+                }
                 _ => {
                     let line = line(text, name.span());
                     return Err(KeyringFault::Unknown { line });
@@ -286,10 +362,19 @@ impl Written {
             return Err(KeyringFault::NoKeys);
         }
         let (seal, seal_at) = seal.ok_or(KeyringFault::NoSeal)?;
+        if let Some(at) = expires
+            .iter()
+            .find_map(|(id, (_, at))| (!open.contains_key(id)).then_some(at))
+        {
+            let line = line(text, at.clone());
+            return Err(KeyringFault::Expiry { line });
+        }
         Ok(Self {
             seal,
             seal_at,
             open,
+            expires: expires.into_iter().map(|(id, (at, _))| (id, at)).collect(),
+            expires_end,
         })
     }
 }
@@ -311,6 +396,29 @@ fn read_keys(text: &str, keys: &DeTable<'_>) -> Result<BTreeMap<String, KeyBytes
         read.insert(id.get_ref().as_ref().to_owned(), key);
     }
     Ok(read)
+}
+
+/// Each with the bytes of the text where its id stands.
+fn read_expiries(
+    text: &str,
+    dates: &DeTable<'_>,
+) -> Result<BTreeMap<String, (Timestamp, Range<usize>)>, KeyringFault> {
+    let read = |(id, value): (&Spanned<_>, &Spanned<DeValue<'_>>)| {
+        let at = match value.get_ref() {
+            DeValue::String(text) => expiry(text),
+            DeValue::Datetime(time) => expiry(&time.to_string()),
+            _ => None,
+        };
+        let fault = || KeyringFault::Expiry {
+            line: line(text, value.span()),
+        };
+        let id_text: &std::borrow::Cow<'_, str> = id.get_ref();
+        Ok((
+            id_text.as_ref().to_owned(),
+            (at.ok_or_else(fault)?, id.span()),
+        ))
+    };
+    dates.iter().map(read).collect()
 }
 
 fn decode(value: &Spanned<DeValue<'_>>) -> Option<KeyBytes> {
@@ -344,9 +452,13 @@ fn new_key(id: &str) -> Result<KeyBytes, KeyringFault> {
 fn render<'a>(
     seal: &str,
     keys: impl IntoIterator<Item = (&'a str, &'a KeyBytes)>,
+    expires: &BTreeMap<String, Timestamp>,
 ) -> Zeroizing<String> {
     // Sized for the most there can be: growing would leave copies of keys behind.
-    let room = MAX_KEYS.saturating_add(2).saturating_mul(LINE_ROOM);
+    let room = MAX_KEYS
+        .saturating_mul(2)
+        .saturating_add(4)
+        .saturating_mul(LINE_ROOM);
     let mut text = Zeroizing::new(String::with_capacity(room));
     text.push_str(
         "# Keys of sealed credentials. Only the owner may read this file; without it they do not open.\n\
@@ -354,7 +466,14 @@ fn render<'a>(
     );
     text.push_str("seal = \"");
     text.push_str(seal);
-    text.push_str("\"\n\n[open]\n");
+    text.push_str("\"\n");
+    if !expires.is_empty() {
+        text.push_str(EXPIRES);
+        for (id, at) in expires {
+            push_expiry(&mut text, id, *at);
+        }
+    }
+    text.push_str("\n[open]\n");
     for (id, key) in keys {
         push_key(&mut text, id, key);
     }
@@ -377,13 +496,59 @@ fn edit(text: &str, seal_at: &Range<usize>, id: &str, key: &KeyBytes) -> Zeroizi
     edited
 }
 
+/// `text` with one more line in `[expires]`: behind the last one that is there, else in a new table above `[open]`.
+fn edit_expiry(text: &str, last: Option<usize>, id: &str, at: Timestamp) -> Zeroizing<String> {
+    let open = || {
+        let before = text.find("\n[open]")?;
+        before.checked_add(1)
+    };
+    let place = match last {
+        Some(end) => text
+            .get(end..)
+            .and_then(|rest| rest.find('\n'))
+            .and_then(|line_end| end.checked_add(line_end)?.checked_add(1)),
+        None => open(),
+    };
+    let (before, behind) = text
+        .split_at_checked(place.unwrap_or(0))
+        .unwrap_or(("", text));
+    let room = text
+        .len()
+        .saturating_add(LINE_ROOM)
+        .saturating_add(EXPIRES.len());
+    let mut edited = Zeroizing::new(String::with_capacity(room));
+    edited.push_str(before);
+    if last.is_none() {
+        edited.push_str(EXPIRES.trim_start());
+    }
+    push_expiry(&mut edited, id, at);
+    if last.is_none() {
+        edited.push('\n');
+    }
+    edited.push_str(behind);
+    edited
+}
+
+/// Head of the table that says when keys expire.
+const EXPIRES: &str = "\n# A key that has expired goes on opening; `sidetone check`, the metrics and an alert tell.\n[expires]\n";
+
+fn push_expiry(text: &mut String, id: &str, at: Timestamp) {
+    push_id(text, id);
+    text.push_str(&at.to_string());
+    text.push_str("\"\n");
+}
+
 fn push_key(text: &mut String, id: &str, key: &KeyBytes) {
+    push_id(text, id);
+    STANDARD.encode_string(key.as_slice(), text);
+    text.push_str("\"\n");
+}
+
+fn push_id(text: &mut String, id: &str) {
     let quote = if id.contains('.') { "\"" } else { "" };
     for part in [quote, id, quote, " = \""] {
         text.push_str(part);
     }
-    STANDARD.encode_string(key.as_slice(), text);
-    text.push_str("\"\n");
 }
 
 #[cfg(test)]
@@ -395,6 +560,11 @@ mod tests {
 
     fn fault(text: &str) -> KeyringFault {
         Keyring::parse(text).expect_err("the text is refused")
+    }
+
+    fn told(ring: &Keyring) -> Vec<(String, bool)> {
+        let keys = ring.status().into_iter();
+        keys.map(|key| (key.id, key.seals)).collect()
     }
 
     fn ring(text: &str) -> Keyring {
@@ -409,9 +579,73 @@ mod tests {
         assert_eq!(ring.ids().collect::<Vec<_>>(), ["k1", "k2"]);
         assert_eq!(ring.seal_id(), "k2");
         assert_eq!(
-            ring.status(),
+            told(&ring),
             [("k1".to_owned(), false), ("k2".to_owned(), true)]
         );
+    }
+
+    #[test]
+    fn a_key_expires_at_the_first_moment_of_a_date_or_at_a_time_and_goes_on_opening() {
+        let texts = [
+            ("\"2027-01-01\"", "2027-01-01T00:00:00Z"),
+            ("2027-01-01", "2027-01-01T00:00:00Z"),
+            ("\"2027-01-01T12:00:00+02:00\"", "2027-01-01T10:00:00Z"),
+            ("2027-01-01T10:00:00Z", "2027-01-01T10:00:00Z"),
+            ("\"2001-01-01\"", "2001-01-01T00:00:00Z"),
+        ];
+        for (written, at) in texts {
+            let ring = ring(&format!(
+                "seal = \"k2\"\n[open]\nk1 = \"{A}\"\nk2 = \"{B}\"\n[expires]\nk2 = {written}\n"
+            ));
+            let expires: Vec<_> = ring.status().into_iter().map(|key| key.expires).collect();
+            assert_eq!(expires, [None, Some(at.parse().unwrap())], "{written}");
+            assert!(ring.key("k2").is_some());
+        }
+    }
+
+    #[test]
+    fn what_is_no_date_or_of_no_key_is_refused_by_its_line() {
+        for line in [
+            "k1 = \"soon\"",
+            "k1 = \"2027-02-30\"",
+            "k1 = 2027",
+            "k1 = 2027-01-01T00:00:00",
+            "k1 = \"2027-01-01T00:00:00\"",
+            "k9 = \"2027-01-01\"",
+        ] {
+            let text = format!("seal = \"k1\"\n[open]\nk1 = \"{A}\"\n[expires]\n{line}\n");
+            assert_eq!(fault(&text), KeyringFault::Expiry { line: 5 }, "{line}");
+        }
+        assert_eq!(fault("expires = 3\n"), KeyringFault::Unknown { line: 1 });
+    }
+
+    #[test]
+    fn an_expiry_is_added_whatever_the_layout_and_kept_when_a_key_is_added() {
+        let at: Timestamp = "2027-01-01T00:00:00Z".parse().unwrap();
+        let texts = [
+            Keyring::generate("k1").unwrap().to_string(),
+            format!("# ours\nseal = \"k1\"\n\n[open]\nk1 = \"{A}\"\n"),
+            format!(
+                "seal = \"k1\"\n[open]\nk1 = \"{A}\"\nk0 = \"{B}\"\n[expires]\nk0 = 2026-01-01"
+            ),
+            format!("seal = \"k1\"\n[expires]\nk1 = 2026-01-01\n[open]\nk1 = \"{A}\"\n"),
+            format!(
+                "seal = \"k1\"\nexpires.k0 = 2026-01-01 # old\nopen.k1 = \"{A}\"\nopen.k0 = \"{B}\"\n"
+            ),
+            format!("open = {{ k1 = \"{A}\" }}\nseal = \"k1\"\n"),
+        ];
+        for text in texts {
+            let before = Written::read(&text).unwrap();
+            let dated = Keyring::expiring(&text, "k1", at).expect("a keyring");
+            let after = Written::read(&dated).unwrap();
+            assert_eq!(after.expires.get("k1"), Some(&at), "{text}");
+            assert_eq!((&after.seal, &after.open), (&before.seal, &before.open));
+            assert_eq!(after.expires.get("k0"), before.expires.get("k0"), "{text}");
+            assert!(!text.contains("# ours") || dated.contains("# ours"));
+            let added = Written::read(&Keyring::add(&dated, "k2").expect("a keyring")).unwrap();
+            assert_eq!(added.expires, after.expires, "{text}");
+            assert_eq!(added.seal, "k2");
+        }
     }
 
     #[test]
@@ -554,7 +788,7 @@ mod tests {
     fn a_generated_keyring_is_read_back_and_its_key_is_new_each_time() {
         let one = Keyring::generate("2026.01").expect("a keyring");
         let two = Keyring::generate("2026.01").expect("a keyring");
-        assert_eq!(ring(&one).status(), [("2026.01".to_owned(), true)]);
+        assert_eq!(told(&ring(&one)), [("2026.01".to_owned(), true)]);
         assert_ne!(one, two);
     }
 

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use secrecy::{ExposeSecret, SecretString};
@@ -16,6 +17,8 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::SourceError;
+use super::shown::{Noting, Shown};
+use crate::certificate;
 use crate::config::PostgresConfig;
 
 /// Which server of several is wanted.
@@ -68,6 +71,9 @@ pub struct Target {
     /// How TLS is made, where it is wanted.
     pub tls: MakeRustlsConnect,
     authorities: Vec<u8>,
+    /// When the first certificate of `postgres.tls_ca` ends.
+    pub authorities_expiry: Option<Timestamp>,
+    shown: Arc<Shown>,
     /// Hosts, ports and database, for messages: never user or password.
     pub place: String,
     /// Whether the connection is encrypted.
@@ -177,17 +183,32 @@ impl Target {
                         .is_ok_and(|ip| ip.is_loopback())
             }
         });
-        let (roots, authorities) = authorities(&settings.tls_ca, encrypted)?;
+        let Authorities {
+            roots,
+            pem: authorities,
+            expiry: authorities_expiry,
+        } = authorities(&settings.tls_ca, encrypted)?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
+        let builder = rustls::ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
-            .map_err(|err| TargetError::Tls(err.to_string()))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+            .map_err(|err| TargetError::Tls(err.to_string()))?;
+        let shown = Arc::new(Shown::default());
+        let builder = if encrypted {
+            let verifier = Noting::new(roots, provider, shown.clone())
+                .map_err(|err| TargetError::Tls(err.to_string()))?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
+        } else {
+            builder.with_root_certificates(roots)
+        };
+        let tls = builder.with_no_client_auth();
         Ok(Self {
             config,
             tls: MakeRustlsConnect::new(tls),
             authorities,
+            authorities_expiry,
+            shown,
             place,
             encrypted,
             local,
@@ -241,6 +262,12 @@ impl Target {
             ("extra_float_digits", "1"),
             ("search_path", "pg_catalog"),
         ])
+    }
+
+    /// When the certificate ends that the server showed at the last connect.
+    #[must_use]
+    pub fn shown_expiry(&self) -> Option<Timestamp> {
+        self.shown.expiry()
     }
 
     /// The user that connects.
@@ -345,13 +372,21 @@ fn place(config: &tokio_postgres::Config) -> String {
 }
 
 /// Who may vouch for the server, for rustls and again as PEM for sqlx.
-fn authorities(
-    file: &Path,
-    encrypted: bool,
-) -> Result<(rustls::RootCertStore, Vec<u8>), TargetError> {
+struct Authorities {
+    roots: rustls::RootCertStore,
+    pem: Vec<u8>,
+    /// When the first ends, where a file names them.
+    expiry: Option<Timestamp>,
+}
+
+fn authorities(file: &Path, encrypted: bool) -> Result<Authorities, TargetError> {
     let mut store = rustls::RootCertStore::empty();
     if !encrypted {
-        return Ok((store, Vec::new()));
+        return Ok(Authorities {
+            roots: store,
+            pem: Vec::new(),
+            expiry: None,
+        });
     }
     let certificates: Vec<CertificateDer<'static>> = if file.as_os_str().is_empty() {
         rustls_native_certs::load_native_certs().certs
@@ -365,6 +400,7 @@ fn authorities(
             .collect::<Result<_, _>>()
             .map_err(|err| wrong(format!("is not PEM: {err}")))?
     };
+    let expiry = certificate::first_expiry(&certificates).filter(|_| !file.as_os_str().is_empty());
     let mut pem = String::new();
     for certificate in certificates {
         use base64::Engine as _;
@@ -388,7 +424,11 @@ fn authorities(
             }
         });
     }
-    Ok((store, pem.into_bytes()))
+    Ok(Authorities {
+        roots: store,
+        pem: pem.into_bytes(),
+        expiry,
+    })
 }
 
 /// What a failure to connect means and what to do about it; `said` is Postgres's code and message where it answered.

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -14,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::cluster::{Cluster, free_port};
-use crate::node::{Node, Reply, exchange};
+use crate::node::{Node, Reply, exchange, until};
 
 const TOKEN: &str = "a-token-of-these-tests-0123456789";
 
@@ -283,5 +284,51 @@ async fn with_client_certificates_who_has_none_of_the_authority_is_not_answered(
         node.log()
             .contains("no TLS with a caller of the admin side")
     );
+    assert!(node.stop().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_and_token_are_taken_over_without_a_restart() {
+    let tls = "tls_cert = \"DIR/server-n1.pem\"\ntls_key = \"DIR/server-n1.key\"\ntls_client_ca = \"DIR/people.pem\"\n";
+    let (mut node, port) = prepared(tls).await;
+    authority(&node.dir, "server", "n1");
+    authority(&node.dir, "people", "anna");
+    node.start();
+    node.answering().await;
+    let head = |token: &str| format!("Host: localhost\r\nAuthorization: Bearer {token}\r\n");
+    let known = Some("people-anna");
+    let told = async |token: &str| over_tls(&node.dir, port, known, &head(token)).await;
+    assert_eq!(told(TOKEN).await.unwrap().status, 200);
+    let first = node
+        .metric("sidetone_certificate_expiry_timestamp_seconds{certificate=\"admin\"}")
+        .await;
+    assert!(first > 0.0);
+
+    // Another authority, and its certificate: nobody who trusts only that gets in before the files are read again.
+    authority(&node.dir, "server", "n1");
+    let other = "another-token-of-these-tests-987654";
+    secret(&node.path("token"), other);
+    assert!(told(TOKEN).await.is_err());
+    node.signal(Signal::HUP);
+    until("the files are read again", async || {
+        node.log().contains("certificates of admin.tcp read again")
+    })
+    .await;
+    assert_eq!(told(other).await.unwrap().status, 200);
+    assert_eq!(told(TOKEN).await.unwrap().status, 401);
+    let renewed = node
+        .metric("sidetone_certificate_expiry_timestamp_seconds{certificate=\"admin\"}")
+        .await;
+    assert!(renewed >= first, "{renewed} after {first}");
+
+    // A renewal that went wrong changes nothing, and is told.
+    fs::write(node.path("server-n1.pem"), "not a certificate").unwrap();
+    node.signal(Signal::HUP);
+    until("the failure is told", async || {
+        node.log()
+            .contains("cannot be read again; the old ones stay")
+    })
+    .await;
+    assert_eq!(told(other).await.unwrap().status, 200);
     assert!(node.stop().success());
 }

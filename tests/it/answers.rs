@@ -905,11 +905,12 @@ async fn the_form_is_flat_pairs_byte_for_byte() {
     let node = shared_node().await;
     let reply = node.get(&format!("/v1/lookup?to={ACME}&format=form&{SUNDAY}&account_ref=A%20%26%2B%C3%B1%3D&event_type=door_open")).await;
     let expected = concat!(
-        "status=ok&number=%2B14155550100&label=Salida%20principal%20AR&tenant_id=6f717b5a-1a2b-4c3d-9e8f-112233445566",
-        "&tenant_slug=seguridad-acme-sa&tenant_name=Seguridad%20ACME%20S.A.&account_ref=A%20%26%2B%C3%B1%3D&event_type=door_open",
-        "&language=es-AR&voice=es-AR-Standard-A&timezone=America%2FArgentina%2FBuenos_Aires&local_time=2026-11-22T10%3A45%3A00-03%3A00",
-        "&business_hours=closed&model=gpt-4o-mini&transcription_provider=google&recording_enabled=1&revision=R&stale=0&staleness_ms=N",
+        "status=ok&number=%2B14155550100&tenant_id=6f717b5a-1a2b-4c3d-9e8f-112233445566&language=es-AR",
+        "&timezone=America%2FArgentina%2FBuenos_Aires&local_time=2026-11-22T10%3A45%3A00-03%3A00&business_hours=closed&recording_enabled=1",
+        "&revision=R&stale=0&staleness_ms=N",
         "&prompt_ids=11111111-1111-4111-8111-111111111111%2C22222222-2222-4222-8222-222222222222%2C44444444-4444-4444-8444-444444444444",
+        "&tenant_slug=seguridad-acme-sa&voice=es-AR-Standard-A&model=gpt-4o-mini&transcription_provider=google",
+        "&label=Salida%20principal%20AR&tenant_name=Seguridad%20ACME%20S.A.&account_ref=A%20%26%2B%C3%B1%3D&event_type=door_open",
     );
     assert_eq!(masked(&reply.body), expected);
     well_formed(&reply, "application/x-www-form-urlencoded");
@@ -917,10 +918,10 @@ async fn the_form_is_flat_pairs_byte_for_byte() {
         .get(&format!("/v1/lookup?to={GUARDIANES}&format=form&{SUNDAY}"))
         .await;
     let expected = concat!(
-        "status=ok&number=%2B541150000002&label&tenant_id=d2c4a8e1-7b9f-4a6e-8a1b-77889900aabb&tenant_slug=guardianes-srl",
-        "&tenant_name=Guardianes%20SRL&account_ref&event_type&language=es-419&voice&timezone=America%2FMontevideo",
-        "&local_time=2026-11-22T10%3A45%3A00-03%3A00&business_hours&model&transcription_provider&recording_enabled=0&revision=R&stale=0",
-        "&staleness_ms=N&prompt_ids",
+        "status=ok&number=%2B541150000002&tenant_id=d2c4a8e1-7b9f-4a6e-8a1b-77889900aabb&language=es-419",
+        "&timezone=America%2FMontevideo&local_time=2026-11-22T10%3A45%3A00-03%3A00&business_hours&recording_enabled=0",
+        "&revision=R&stale=0&staleness_ms=N&prompt_ids&tenant_slug=guardianes-srl&voice&model&transcription_provider",
+        "&label&tenant_name=Guardianes%20SRL&account_ref&event_type",
     );
     assert_eq!(masked(&bare.body), expected);
     let refused = node

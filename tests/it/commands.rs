@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, scratch};
-use crate::node::{AWAY, Node, PATIENCE, SECRET, until};
+use crate::node::{ACME, AWAY, Node, PATIENCE, SECRET, until};
 
 const NUMBER: &str = "+14155550100";
 const TENANT: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
@@ -1190,4 +1190,71 @@ fn a_demo_that_is_interrupted_or_killed_leaves_nothing() {
             "{signal:?}"
         );
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_has_expired_opens_and_is_told_everywhere() {
+    let db = Cluster::shared().database().await;
+    let node = Node::with_example(&db, "").await;
+    let ring = node.path("keyring.toml");
+    let keygen = |more: &[&str]| -> Ran {
+        let args = ["keygen", "--file", ring.to_str().unwrap(), "--add"];
+        node.cli(&[&args[..], more].concat()).into()
+    };
+    for (wrong, why) in [("2001-01-01", "in the past"), ("soon", "2027-01-01")] {
+        let refused = keygen(&["--expires", wrong]);
+        assert!(
+            refused.code == Some(2) && refused.err.contains(why),
+            "{refused:?}"
+        );
+    }
+    keygen(&["--expires", "2099-01-01"]).silent(0);
+    // The first key, which seals the example's credential, expired long ago.
+    let text = fs::read_to_string(&ring).unwrap();
+    assert!(
+        text.contains("[expires]\nk2 = \"2099-01-01T00:00:00Z\"\n"),
+        "{}",
+        text.len()
+    );
+    fs::write(
+        &ring,
+        text.replacen("[expires]\n", "[expires]\nk1 = 2001-01-01\n", 1),
+    )
+    .unwrap();
+
+    let reload = node.admin("POST", "/v1/admin/keys/reload", "").await;
+    let keys = serde_json::json!([
+        {"id": "k1", "seals": false, "expires": "2001-01-01T00:00:00Z"},
+        {"id": "k2", "seals": true, "expires": "2099-01-01T00:00:00Z"},
+    ]);
+    assert_eq!(reload.json()["keys"], keys);
+    let status = node.admin("GET", "/v1/admin/status", "").await;
+    assert_eq!(status.json()["keys"], keys);
+    let metric = async |role: &str| {
+        let name = format!("sidetone_key_expiry_timestamp_seconds{{role=\"{role}\"}}");
+        node.metric(&name).await
+    };
+    assert_eq!(metric("open").await, 978_307_200.0);
+    assert_eq!(metric("seal").await, 4_070_908_800.0);
+    let answer = node.get(&format!("/v1/credentials?to={ACME}")).await;
+    assert_eq!(answer.text("/credentials/openai/default"), SECRET);
+
+    let checked: Ran = node.cli(&["check", "--offline"]).into();
+    let line = |word: &str| {
+        checked
+            .out
+            .lines()
+            .find(|line| line.contains(word))
+            .unwrap_or_default()
+            .to_owned()
+    };
+    let expired = line("key k1 expires at 2001-01-01");
+    assert!(
+        expired.contains("warning") && expired.contains("seal anew"),
+        "{checked:?}"
+    );
+    assert!(
+        line("key k2 expires at 2099-01-01").contains("ok"),
+        "{checked:?}"
+    );
 }

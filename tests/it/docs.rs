@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use clap::Parser as _;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::cluster::Cluster;
 use crate::markdown::{
     Piece, anchors, blocks, documents, file, inline, links, pieces, prose, repository, words,
 };
-use crate::node::Node;
+use crate::node::{Node, PATIENCE};
 use crate::terminal::try_document;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,12 +274,75 @@ fn the_spanish_readme_shows_what_the_english_one_shows() {
     assert_eq!(targets(&english), targets(&spanish));
 }
 
+/// The files of `src/`.
+fn sources() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut dirs = vec!["src".to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(repository().join(&dir)).unwrap() {
+            let entry = entry.unwrap();
+            let path = format!("{dir}/{}", entry.file_name().to_str().unwrap());
+            if entry.path().is_dir() {
+                dirs.push(path);
+            } else if path.ends_with(".rs") {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn the_map_shows_every_file_and_no_other() {
+    let map = file("ARCHITECTURE.md");
+    let named: BTreeSet<String> = inline(&map)
+        .into_iter()
+        .filter(|word| word.ends_with(".rs"))
+        .collect();
+    for source in sources() {
+        let name = source.strip_prefix("src/").unwrap();
+        // Tests and the files of a command are not on the map one by one.
+        if name.ends_with("tests.rs") || name.starts_with("cli/") || name == "lib.rs" {
+            continue;
+        }
+        let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
+        let whole = map.contains(&format!("`{dir}/*`"));
+        assert!(
+            named.contains(name) || (!dir.is_empty() && whole),
+            "ARCHITECTURE.md does not show {source}"
+        );
+    }
+    for name in named.iter().filter(|name| !name.contains('*')) {
+        let of_repository = repository().join(name).exists();
+        assert!(
+            of_repository
+                || repository().join("src").join(name).exists()
+                || repository().join("fuzz").join(name).exists()
+                || repository().join("fuzz/src").join(name).exists(),
+            "ARCHITECTURE.md shows {name}, which is not there"
+        );
+    }
+}
+
 #[test]
 fn every_test_that_a_document_calls_a_proof_exists() {
     let mut tried = 0;
+    let units: String = sources().iter().map(|path| file(path)).collect();
     for document in documents() {
         for word in inline(&file(&document)) {
             let Some((module, name)) = word.split_once("::") else {
+                // A unit test, by its name alone: a sentence.
+                let is_name = word
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b"_019".contains(&b));
+                let is_metric = word.starts_with("sidetone_") || word.starts_with("process_");
+                if is_name && !is_metric && word.matches('_').count() > 3 {
+                    assert!(
+                        units.contains(&format!("fn {word}()")),
+                        "{document}: no test {word}"
+                    );
+                    tried += 1;
+                }
                 continue;
             };
             let path = repository().join(format!("tests/it/{module}.rs"));
@@ -335,10 +400,8 @@ async fn every_metric_setting_and_route_that_a_document_names_exists() {
         }
     }
     for (method, path) in &routes {
-        // The answer may be anything but that there is no such thing. HEAD of a stream ends.
-        let asked = if method == "GET" { "HEAD" } else { method };
         let head = format!(
-            "{asked} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         );
         let admin = path.starts_with("/v1/admin/") || path == "/";
         let socket = if admin {
@@ -346,11 +409,24 @@ async fn every_metric_setting_and_route_that_a_document_names_exists() {
         } else {
             node.unix()
         };
-        let stream = tokio::net::UnixStream::connect(socket).await.unwrap();
-        let reply = crate::node::exchange(stream, &head).await.unwrap();
+        let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The answer may be anything but that there is no such thing. Some go on, and then are one.
+        let mut said = vec![0; 16 * 1024];
+        let mut length = 0;
+        while !said[..length].starts_with(b"HTTP/1.1 2") {
+            let read = tokio::time::timeout(PATIENCE, stream.read(&mut said[length..]));
+            match read.await.unwrap().unwrap() {
+                0 => break,
+                more => length += more,
+            }
+        }
+        let said = String::from_utf8_lossy(&said[..length]);
         assert!(
-            reply.status != 405 && !(reply.status == 404 && reply.body.contains("no_such_route")),
-            "{method} {path}: {reply:?}"
+            said.starts_with("HTTP/1.1 ")
+                && !said.starts_with("HTTP/1.1 405")
+                && !said.contains(r#""status":"no_such_route""#),
+            "{method} {path}: {said}"
         );
     }
     assert!(routes.len() > 10, "{routes:?}");
@@ -393,6 +469,7 @@ async fn every_metric_that_an_alert_the_runbook_or_a_promise_names_exists() {
         "deploy/prometheus/alerts.yml",
         "docs/runbook.md",
         "docs/promises.md",
+        "docs/observing.md",
     ] {
         for metric in metrics_in(&file(name)) {
             assert!(
@@ -421,6 +498,156 @@ async fn every_metric_that_an_alert_the_runbook_or_a_promise_names_exists() {
             }
         }
     }
+}
+
+/// The expressions of the dashboard: of its panels and its annotations.
+pub(crate) fn dashboard_expressions() -> Vec<String> {
+    fn collect(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                found.extend(
+                    fields
+                        .get("expr")
+                        .and_then(Value::as_str)
+                        .map(str::to_owned),
+                );
+                fields.values().for_each(|value| collect(value, found));
+            }
+            Value::Array(items) => items.iter().for_each(|value| collect(value, found)),
+            _ => {}
+        }
+    }
+    let mut found = Vec::new();
+    collect(
+        &serde_json::from_str(&file("deploy/grafana/sidetone.json")).unwrap(),
+        &mut found,
+    );
+    found
+}
+
+/// The selectors of an expression: each metric's name with what stands in its braces.
+fn selectors(expression: &str) -> Vec<(&str, &str)> {
+    let word = |c: char| c.is_ascii_lowercase() || c == '_';
+    expression
+        .match_indices('{')
+        .map(|(at, _)| {
+            let before = &expression[..at];
+            let name = before
+                .rfind(|c| !word(c))
+                .map_or(before, |end| &before[end + 1..]);
+            (name, expression[at + 1..].split('}').next().unwrap())
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_metric_label_and_value_of_the_dashboard_exists_and_every_panel_has_its_place() {
+    let mut node = Node::prepare(crate::node::AWAY, "");
+    node.start();
+    node.answering().await;
+    let metrics = node.get("/metrics").await.body;
+    // What Prometheus itself adds.
+    let scraped = ["instance", "job", "le"];
+    let has = |name: &str, label: &str| {
+        let series = [format!("{name}{{"), format!("{name}_bucket{{")];
+        metrics.lines().any(|line| {
+            series
+                .iter()
+                .any(|begins| line.starts_with(begins.as_str()))
+                && line.contains(&format!("{label}=\""))
+        })
+    };
+    let expressions = dashboard_expressions();
+    assert!(expressions.len() > 40, "{}", expressions.len());
+    for expression in &expressions {
+        for (name, matchers) in selectors(expression) {
+            if ["up", "ALERTS", ""].contains(&name) {
+                continue;
+            }
+            let family = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(
+                metrics.contains(&format!("# TYPE {family} ")),
+                "{expression}: no metric {name}"
+            );
+            for matcher in matchers.split(',') {
+                let (label, value) = matcher.split_once('=').unwrap();
+                let label = label.trim_end_matches('!');
+                if scraped.contains(&label) {
+                    continue;
+                }
+                for value in value.trim_matches(['~', '"']).split('|') {
+                    let there = format!("{label}=\"{value}\"");
+                    assert!(
+                        metrics
+                            .lines()
+                            .any(|line| line.starts_with(family) && line.contains(&there)),
+                        "{expression}: no {there}"
+                    );
+                }
+            }
+        }
+        for labels in expression.split("by (").skip(1) {
+            for label in labels.split(')').next().unwrap().split(", ") {
+                let known = metrics_in(expression).iter().any(|name| has(name, label));
+                assert!(
+                    scraped.contains(&label) || known,
+                    "{expression}: no label {label}"
+                );
+            }
+        }
+    }
+    let board: Value = serde_json::from_str(&file("deploy/grafana/sidetone.json")).unwrap();
+    let panels = board["panels"].as_array().unwrap();
+    let place =
+        |panel: &Value| ["x", "y", "w", "h"].map(|side| panel["gridPos"][side].as_u64().unwrap());
+    for (index, panel) in panels.iter().enumerate() {
+        let [x, y, w, h] = place(panel);
+        assert!(x + w <= 24, "{panel}");
+        for other in &panels[..index] {
+            let [ox, oy, ow, oh] = place(other);
+            assert!(
+                x >= ox + ow || ox >= x + w || y >= oy + oh || oy >= y + h,
+                "{} stands on {}",
+                panel["title"],
+                other["title"]
+            );
+            assert_ne!(panel["id"], other["id"]);
+        }
+        if panel["type"] != "row" {
+            assert_eq!(panel["datasource"]["uid"], "${datasource}", "{panel}");
+            assert!(
+                panel["description"].as_str().unwrap().len() > 10,
+                "{}",
+                panel["title"]
+            );
+            let names = alerts();
+            for word in panel["description"]
+                .as_str()
+                .unwrap()
+                .split([' ', ',', '.', ':'])
+            {
+                let known = !word.starts_with("Sidetone") || names.contains_key(word);
+                assert!(known, "no alert {word}");
+            }
+        }
+    }
+    let rows: Vec<&str> = panels
+        .iter()
+        .filter(|panel| panel["type"] == "row")
+        .map(|panel| panel["title"].as_str().unwrap())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            "At a glance",
+            "Answers",
+            "Freshness",
+            "Feed",
+            "Replica and cache",
+            "Watchers and connections",
+            "Process"
+        ]
+    );
 }
 
 #[test]
@@ -461,6 +688,51 @@ fn every_alert_is_whole_and_has_its_section_of_the_runbook_and_the_other_way_rou
                 "no alert {word}"
             );
         }
+    }
+}
+
+/// The lines of fenced blocks of a language.
+fn lines_of(text: &str, language: &str) -> Vec<String> {
+    blocks(text, language)
+        .iter()
+        .flat_map(|(.., block)| block.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_observing_shows_of_filter_keyring_and_spans_works_and_is_all() {
+    let mut node = Node::prepare(crate::node::AWAY, "");
+    node.start();
+    node.answering().await;
+    let text = file("docs/observing.md");
+    let put = lines_of(&text, "sh")
+        .into_iter()
+        .find(|line| line.starts_with("curl "))
+        .unwrap();
+    let body = put.split("-d '").nth(1).unwrap().trim_end_matches('\'');
+    assert!(
+        put.contains(" -X PUT http://localhost/v1/admin/log "),
+        "{put}"
+    );
+    let reply = node.admin("PUT", "/v1/admin/log", body).await;
+    assert_eq!(reply.status, 200, "{reply:?}");
+
+    let ring = fs::read_to_string(node.path("keyring.toml")).unwrap();
+    let expires = lines_of(&text, "toml").join("\n");
+    fs::write(node.path("keyring.toml"), ring + "\n" + &expires).unwrap();
+    let reply = node.admin("POST", "/v1/admin/keys/reload", "").await;
+    assert_eq!(reply.text("/keys/0/expires"), "2027-01-01T00:00:00Z");
+
+    let words = file("src/trace.rs");
+    let spans = words
+        .split("Work {")
+        .nth(1)
+        .unwrap()
+        .split("\n}")
+        .next()
+        .unwrap();
+    for name in spans.split('"').skip(1).step_by(2) {
+        assert!(text.contains(&format!("`{name}`")), "{name}");
     }
 }
 

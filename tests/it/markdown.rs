@@ -111,7 +111,15 @@ pub(crate) fn prose(text: &str) -> Vec<String> {
 pub(crate) fn inline(text: &str) -> Vec<String> {
     prose(text)
         .iter()
-        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .flat_map(|line| {
+            let marks = line.matches('`').count();
+            assert_eq!(
+                marks % 2,
+                0,
+                "code that is cut in two by the end of a line: {line}"
+            );
+            line.split('`').skip(1).step_by(2)
+        })
         .map(str::to_owned)
         .collect()
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -179,6 +180,31 @@ impl Node {
             .arg(run.get_program())
             .args(run.get_args());
         self.spawn(command);
+    }
+
+    /// Starts the daemon as systemd does with units of sockets: for calls over Unix and TCP, and for operators.
+    pub(crate) fn start_with_sockets(&mut self, sockets: [OwnedFd; 3]) {
+        let run = self.command(&["run"]);
+        let mut command = Command::new("sh");
+        let [unix, tcp, admin] = sockets;
+        command
+            .current_dir(&self.dir)
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+            .env("LISTEN_FDS", "3")
+            .env("LISTEN_FDNAMES", "sidetone:sidetone:sidetone-admin")
+            .args([
+                "-c",
+                "LISTEN_PID=$$ exec \"$@\" 3<&0 4<&1 5<&2 </dev/null >/dev/null 2>>\"$0\"",
+            ])
+            .arg(self.path("log"))
+            .arg(run.get_program())
+            .args(run.get_args())
+            .stdin(unix)
+            .stdout(tcp)
+            .stderr(admin);
+        assert!(self.child.is_none(), "the node runs already");
+        self.child = Some(command.spawn().unwrap());
     }
 
     fn spawn(&mut self, mut command: Command) {

@@ -20,18 +20,18 @@ const LABEL: &str = "/v1/lookup/label?to=%2B14155550100";
 const CREDENTIALS: &str = "/v1/credentials?to=%2B14155550100";
 const TENANT: &str = "6f717b5a-1a2b-4c3d-9e8f-112233445566";
 
-trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
 
 /// Where a caller connects.
 #[derive(Clone)]
-enum Door {
+pub(crate) enum Door {
     Unix(PathBuf),
     Tcp(u16),
 }
 
 impl Door {
-    async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
+    pub(crate) async fn connect(&self) -> std::io::Result<Box<dyn Connection>> {
         Ok(match self {
             Self::Unix(path) => Box::new(UnixStream::connect(path).await?),
             Self::Tcp(port) => Box::new(TcpStream::connect(("127.0.0.1", *port)).await?),
@@ -40,7 +40,7 @@ impl Door {
 }
 
 /// Reads one answer: `None` when the connection was closed before its first byte. Part of an answer is a failure.
-async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
+pub(crate) async fn whole_answer(stream: &mut dyn Connection) -> Option<Reply> {
     let mut first = [0];
     match stream.read(&mut first).await {
         Ok(0) | Err(_) => None,
@@ -331,6 +331,7 @@ async fn sighup_reads_the_keyring_and_the_log_filter_again_and_a_broken_file_cha
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_log_filter_is_changed_while_the_node_runs_and_a_wrong_one_is_refused() {
+    const LOST: &str = "sidetone_reconnects_total{cause=\"connect\"}";
     let mut node = Node::prepare(AWAY, "log.filter = 'warn'");
     node.start();
     node.answering().await;
@@ -353,6 +354,7 @@ async fn the_log_filter_is_changed_while_the_node_runs_and_a_wrong_one_is_refuse
         r#"{"filter":"sidetone=loud"}"#,
         r#"{"filter":7}"#,
         r#"{"level":"info"}"#,
+        r#"{"filter":""}"#,
         "",
         "info",
     ] {
@@ -375,6 +377,19 @@ async fn the_log_filter_is_changed_while_the_node_runs_and_a_wrong_one_is_refuse
             .status,
         405
     );
+    // A reload goes back to what is configured, and the lines are no more.
+    node.signal(Signal::HUP);
+    until("the configured filter is back", async || {
+        let status = node.admin("GET", "/v1/admin/status", "").await;
+        status.text("/log_filter") == "warn"
+    })
+    .await;
+    let (lines, failures) = (debug_lines(), node.metric(LOST).await);
+    until("Postgres was asked for again", async || {
+        node.metric(LOST).await > failures
+    })
+    .await;
+    assert_eq!(debug_lines(), lines);
 }
 
 /// Changes that no trigger tells: label of the first number, model of the first tenant.
@@ -1243,7 +1258,18 @@ async fn every_metric_is_there_from_the_first_scrape_with_help_and_base_unit_and
         })
         .collect();
     let allowed = BTreeSet::from([
-        "cause", "event", "kind", "le", "outcome", "reason", "route", "state", "table", "version",
+        "cause",
+        "certificate",
+        "event",
+        "kind",
+        "le",
+        "outcome",
+        "reason",
+        "role",
+        "route",
+        "state",
+        "table",
+        "version",
     ]);
     assert_eq!(labels, allowed);
     for known in ["seguridad", "6f717b5a", "4155550100", "openai"] {

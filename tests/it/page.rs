@@ -97,6 +97,12 @@ async fn the_page_asks_nobody_but_its_node_and_shows_how_that_is() {
     let wide = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]";
     let wide = browser.eval(wide).await;
     assert_eq!(wide[0], wide[1], "it scrolls sideways");
+    let tall = "Math.max(...[...document.querySelectorAll('#details dd')].map((one) => one.offsetHeight)) < 90";
+    assert_eq!(
+        browser.eval(tall).await,
+        true,
+        "values are columns of letters"
+    );
     browser.picture("narrow").await;
     is_at_peace(&browser, &url).await;
 }
@@ -188,7 +194,10 @@ async fn an_operator_asks_for_a_call_by_keyboard_alone_and_reads_why_in_either_l
     browser.tab_to("#ask [type=submit]").await;
     browser.keys(ENTER).await;
     browser
-        .reads("#answer", "+14155550100 is answered: Seguridad ACME S.A.")
+        .reads(
+            "#answer",
+            "+14155550100 is answered (Seguridad ACME S.A.); prompts chosen: 4 of 10.",
+        )
         .await;
     let told = node
         .admin(
@@ -234,7 +243,7 @@ async fn an_operator_asks_for_a_call_by_keyboard_alone_and_reads_why_in_either_l
     // The question stands in another language without being asked again; no reason is left in English.
     browser.click("[data-language=es]").await;
     browser.reads("#answer", "tiene respuesta").await;
-    let english = "[...document.querySelectorAll('.prompts [lang=en], #why .facts [lang=en], #why td:last-child [lang=en]')].map((one) => one.innerText)";
+    let english = "[...document.querySelectorAll('.prompts [lang=en], #why .facts [lang=en], #why td:last-child [lang=en]')].map((one) => one.innerText).filter(Boolean)";
     assert_eq!(browser.eval(english).await, serde_json::json!([]));
     browser.picture("spanish").await;
     // Both languages say the same things.

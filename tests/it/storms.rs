@@ -14,6 +14,7 @@ use sidetone::metrics::{Disconnect, Metrics};
 use sidetone::replica::Replica;
 use sidetone::seal::Keyring;
 use sidetone::source::Target;
+use sidetone::trace::Traces;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::{Cluster, Db, Options, Stop};
@@ -415,6 +416,7 @@ async fn a_feed_that_panics_again_and_again_begins_anew_and_answers_go_on() {
     let stop = CancellationToken::new();
     let feed = tokio::spawn(feed::run(
         Feed {
+            traces: Traces::default(),
             target: Target::new(&config.postgres, "n1").unwrap(),
             read_target: None,
             held: None,

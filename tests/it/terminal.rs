@@ -376,11 +376,12 @@ impl Terminal {
         assert_eq!(code, 0, "{}:{line}: {block}\n{said}", self.document);
     }
 
-    /// A file whose name its first line tells: `# /etc/sidetone/sidetone.toml`.
+    /// A file whose name is its first line: `# /etc/sidetone/sidetone.toml`.
     fn settings(&self, block: &str) {
-        let Some(path) = block
+        let first = block.lines().next().unwrap_or_default();
+        let Some(path) = first
             .strip_prefix("# /etc/")
-            .and_then(|rest| rest.split(['\n', ' ']).next())
+            .filter(|path| !path.contains(' '))
         else {
             return;
         };

@@ -64,6 +64,13 @@ impl Authority {
     }
 }
 
+/// A certificate for the address that the tests connect to, which ends on the first of January of a year.
+fn ending(authority: &Authority, year: i32) -> Shown {
+    let mut params = params("127.0.0.1");
+    params.not_after = rcgen::date_time_ymd(year, 1, 1);
+    authority.sign(&params)
+}
+
 fn params(name: &str) -> CertificateParams {
     CertificateParams::new(vec![name.to_owned()]).unwrap()
 }
@@ -605,5 +612,62 @@ async fn what_postgres_refuses_is_told_with_its_remedy_and_without_the_password(
     assert_eq!(
         node.get(&format!("/v1/lookup?to={ACME}")).await.json()["stale"],
         json!(false)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_every_certificate_in_use_is_told() {
+    let authority = Authority::new("own");
+    let shown = ending(&authority, 2051);
+    let cluster = Cluster::own(options(&shown).hba(BY_PASSWORD));
+    let db = cluster.database().await;
+    set_password(&db).await;
+    let url = url(
+        &format!("sidetone:{PASSWORD}"),
+        cluster.port(),
+        db.name(),
+        "",
+    );
+    let mut node = node_trusting(&authority, &url);
+    node.start();
+    node.synced().await;
+    let status =
+        async || node.admin("GET", "/v1/admin/status", "").await.json()["certificates"].clone();
+    // The authority's own is by default far away.
+    let ca = "4096-01-01T00:00:00Z";
+    let both = |server: &str| {
+        serde_json::json!([
+            {"certificate": "postgres_ca", "expires": ca},
+            {"certificate": "postgres_server", "expires": server},
+        ])
+    };
+    assert_eq!(status().await, both("2051-01-01T00:00:00Z"));
+    let metric = "sidetone_certificate_expiry_timestamp_seconds{certificate=\"postgres_server\"}";
+    assert_eq!(node.metric(metric).await, 2_556_144_000.0);
+    found(&check(&node), "ok", "postgres.tls_ca", &["ca.pem", ca]);
+
+    // The server's was renewed: told from the next connection on.
+    let renewed = ending(&authority, 2061);
+    cluster.present(&renewed.certificate, &renewed.key).await;
+    db.sql("select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'sidetone%'")
+        .await;
+    until("the new one is told", async || {
+        status().await == both("2061-01-01T00:00:00Z")
+    })
+    .await;
+
+    // One that has ended is refused, and the file of authorities that is about to end is told.
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(3 * 86_400);
+    params.not_after = soon.into();
+    let ending = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+    let ca = format!("{}{}", authority.pem(), ending.pem());
+    fs::write(node.path("ca.pem"), ca).unwrap();
+    found(
+        &check(&node),
+        "warning",
+        "postgres.tls_ca",
+        &["ends at", "renew it"],
     );
 }

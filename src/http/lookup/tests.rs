@@ -19,6 +19,7 @@ use crate::replica::{Cover, Incoming, Replica, Terms};
 use crate::sample::{self, ACME, ACME_NUMBER, GUARDIANES_NUMBER, SECRET, SUSPENDED_NUMBER};
 use crate::seal::{Context, Keyring};
 use crate::source::Row;
+use crate::trace::Traces;
 
 const DAEMON: u32 = 500;
 const GROUP: u32 = 600;
@@ -78,6 +79,7 @@ pub(in crate::http) fn node_with(config: Config, synced: bool) -> Node {
         metrics,
         feed,
         config: Arc::new(config),
+        traces: Traces::default(),
         log: crate::log::unused(),
         node: "test".into(),
         started: Timestamp::now(),

@@ -1,9 +1,10 @@
-# drive.bash SOCKET: a question a line on stdin, `view=lookup&to=…`, an answer a line on stdout, both as forms.
+# drive.bash SOCKET: a question a line on stdin, `view=lookup&to=…`, after `ready` an answer a line on stdout, both as forms.
 . "${BASH_SOURCE[0]%/*}/../../../clients/curl/sidetone.bash"
 SIDETONE_SOCKET=$1
 
 field() { [[ $1 =~ \"$2\":\"([^\"]*)\" ]] && printf '%s' "${BASH_REMATCH[1]}"; }
 
+echo ready
 while IFS= read -r line; do
     IFS='&' read -ra pairs <<<"$line"
     call=() view='' to='' json='' answered=0

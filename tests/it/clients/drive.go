@@ -1,4 +1,4 @@
-// drive SOCKET: a question a line on stdin, `view=lookup&to=…`, an answer a line on stdout, both as forms.
+// drive SOCKET: a question a line on stdin, `view=lookup&to=…`, after `ready` an answer a line on stdout, both as forms.
 package main
 
 import (
@@ -15,6 +15,7 @@ import (
 
 func main() {
 	s := sidetone.New(os.Args[1])
+	fmt.Println("ready")
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
 		call, err := url.ParseQuery(lines.Text())

@@ -1,4 +1,4 @@
--- drive.lua DIRECTORY SOCKET: a question a line on stdin, `view=lookup&to=…`, an answer a line on stdout, both as forms.
+-- drive.lua DIRECTORY SOCKET: a question a line on stdin, `view=lookup&to=…`, after `ready` an answer a line on stdout, both as forms.
 package.path = arg[1] .. "/?.lua;" .. package.path
 local Sidetone = require "sidetone"
 local sidetone = Sidetone.new(arg[2])
@@ -15,6 +15,8 @@ local function encode(answer)
     return table.concat(parts, "&")
 end
 
+print("ready")
+io.stdout:flush()
 for line in io.lines() do
     local call = {}
     for name, value in line:gmatch("([^&=]+)=([^&]*)") do

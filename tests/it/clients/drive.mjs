@@ -1,4 +1,4 @@
-// drive.mjs SOCKET: a question a line on stdin, `view=lookup&to=…`, an answer a line on stdout, both as forms.
+// drive.mjs SOCKET: a question a line on stdin, `view=lookup&to=…`, after `ready` an answer a line on stdout, both as forms.
 import { createInterface } from "node:readline";
 import { Refused, Sidetone, Unavailable } from "../../../clients/node/sidetone.mjs";
 
@@ -22,6 +22,7 @@ async function ask(line) {
   }
 }
 
+console.log("ready");
 for await (const line of createInterface({ input: process.stdin })) {
   console.log(new URLSearchParams(await ask(line)).toString().replaceAll("+", "%20"));
 }

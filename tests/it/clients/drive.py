@@ -1,4 +1,4 @@
-"""drive.py CLIENT SOCKET: a question a line on stdin, `view=lookup&to=…`, an answer a line on stdout, both as forms."""
+"""drive.py CLIENT SOCKET: a question a line on stdin, `view=lookup&to=…`, after `ready` an answer a line on stdout, both as forms."""
 
 import asyncio
 import inspect
@@ -41,6 +41,7 @@ async def main():
     sidetone = client.Sidetone(sys.argv[2])
     if hasattr(sidetone, "__aenter__"):
         await sidetone.__aenter__()
+    print("ready", flush=True)
     # The loop goes on while nothing is asked: it is in the loop that a client sees a connection end.
     while line := await asyncio.to_thread(sys.stdin.readline):
         print(urlencode(await ask(sidetone, line.strip()), quote_via=quote), flush=True)
