@@ -156,6 +156,7 @@ mod tests {
     use crate::answer::Field;
     use crate::feed::handle::Difference;
     use crate::health::{FeedState, Held, LastError};
+    use crate::metrics::{Certificate, Label as _};
     use crate::row::{Reason, Table};
     use crate::watch::Standing;
 
@@ -233,6 +234,10 @@ mod tests {
                 FeedState::ALL.map(FeedState::as_str).to_vec(),
             ),
             ("Table/enum", Table::ALL.map(Table::as_str).to_vec()),
+            (
+                "Status/properties/certificates/items/properties/certificate/enum",
+                Certificate::ALL.iter().map(|one| one.label()).collect(),
+            ),
             (
                 "Fault/properties/reason/enum",
                 Reason::ALL.map(Reason::as_str).to_vec(),

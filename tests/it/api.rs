@@ -406,7 +406,7 @@ fn an_answer_always_has_every_field_that_is_described() {
         {
             return;
         }
-        let properties: BTreeSet<&str> = schema["properties"]
+        let mut properties: BTreeSet<&str> = schema["properties"]
             .as_object()
             .unwrap()
             .keys()
@@ -418,6 +418,10 @@ fn an_answer_always_has_every_field_that_is_described() {
             .flatten()
             .filter_map(Value::as_str)
             .collect();
+        // The one that may be left out.
+        if at == "/components/schemas/KeyList/items" {
+            assert!(properties.remove("expires"));
+        }
         assert_eq!(properties, required, "{at}");
         objects += 1;
     });
