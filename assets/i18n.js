@@ -5,6 +5,7 @@ const KEPT = 'sidetone-language';
 const en = {
   skip: 'Skip to the state of the node',
   language: 'Language',
+  api: 'Every route of the daemon, described',
   'contact.wait': 'connecting …',
   'contact.yes': 'live',
   'contact.no': 'no contact for {ago}',
@@ -207,6 +208,7 @@ const en = {
 const es = {
   skip: 'Ir al estado del nodo',
   language: 'Idioma',
+  api: 'Todas las rutas del servicio, descritas',
   'contact.wait': 'conectando …',
   'contact.yes': 'en vivo',
   'contact.no': 'sin contacto desde hace {ago}',

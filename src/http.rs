@@ -7,7 +7,6 @@
 mod acceptor;
 mod admin;
 mod audit;
-mod description;
 mod events;
 mod host;
 mod lane;

@@ -95,6 +95,11 @@ const ROUTES: &[(&str, &str, &str)] = &[
     ),
     ("admin", "`PUT /v1/admin/log`", "change the log's filter"),
     ("admin", "`GET /`", "the page; see [page.md](page.md)"),
+    (
+        "admin",
+        "`GET /api`",
+        "the description of every route, rendered for reading",
+    ),
 ];
 
 /// What can be said of a call.
@@ -381,7 +386,6 @@ mod tests {
         let served: BTreeSet<&str> = [
             include_str!("../http/lookup.rs"),
             include_str!("../http/admin.rs"),
-            include_str!("../http/description.rs"),
             include_str!("../http/page.rs"),
         ]
         .into_iter()

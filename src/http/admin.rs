@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::wire::{Asked, Fail, Form, Reply, failure, not_allowed};
-use super::{App, Node, description, lookup};
+use super::{App, Node, lookup};
 use crate::access::{Caller, Rights};
 use crate::cause::chain;
 use crate::engine::Stats;
@@ -36,14 +36,8 @@ pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply 
     let (app, dialling) = (&*node.app, &node.dialling);
     let read = asked.method == Method::GET || asked.method == Method::HEAD;
     match asked.path.as_str() {
-        "/healthz"
-        | "/readyz"
-        | "/metrics"
-        | description::PATH
-        | "/v1/admin/status"
-        | "/v1/admin/events"
-        | "/v1/admin/lookup"
-        | "/v1/admin/explain"
+        "/healthz" | "/readyz" | "/metrics" | "/v1/admin/status" | "/v1/admin/events"
+        | "/v1/admin/lookup" | "/v1/admin/explain"
             if !read =>
         {
             not_allowed("GET, HEAD", Form::Json)
@@ -51,7 +45,6 @@ pub(super) async fn answer(node: &Node, caller: &Caller, asked: Asked) -> Reply 
         "/healthz" => Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..]),
         "/readyz" => lookup::readyz(&app.health),
         "/metrics" => lookup::metrics(app),
-        description::PATH => description::answer(&asked),
         "/v1/admin/status" => Reply::json(&status(app)),
         "/v1/admin/events" => node.listeners.open(app, &asked),
         "/v1/admin/lookup" => as_if_called(node, caller, false, &asked).await,

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::App;
 use super::audit::Audit;
-use super::description;
+use super::page;
 use super::params::{self, Question};
 use super::swift::Plain;
 use super::watch::{self, Hub};
@@ -62,7 +62,7 @@ fn target(path: &str) -> Option<Target> {
         "/healthz" => return Some(Target::Healthz),
         "/readyz" => return Some(Target::Readyz),
         "/metrics" => return Some(Target::Metrics),
-        description::PATH => return Some(Target::Description),
+        page::DESCRIPTION => return Some(Target::Description),
         _ => Wants::Field(Field::named(path.strip_prefix("/v1/lookup/")?)?),
     };
     Some(Target::Question(wants))
@@ -259,7 +259,7 @@ async fn routed(
         Target::Healthz => other(None, Reply::ok(Form::Json, &br#"{"status":"ok"}"#[..])),
         Target::Readyz => other(None, readyz(&app.health)),
         Target::Metrics => other(None, metrics(app)),
-        Target::Description => other(None, description::answer(asked)),
+        Target::Description => other(None, page::description(asked)),
         Target::Watch => match watch::open(asking, asked) {
             Ok(reply) => (Route::Watch, Some(Outcome::Ok), reply),
             Err(fail) => (Route::Watch, Some(fail.outcome), fail.reply(Form::Json)),

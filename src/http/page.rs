@@ -1,11 +1,13 @@
-//! The files that a browser shows: the page at `/` and what it is made of, built into the binary.
+//! The files that a browser shows: the page at `/` and what it is made of, and the description of every route (OpenAPI
+//! 3.1) with a page at `/api` that renders it. Built into the binary.
 //!
 //! Always true: no file holds anything of the node, so that all may be loaded without a token; none lets the browser
 //! ask anybody but this node, nor anybody show it within a page of theirs.
 
+use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
 
-use super::wire::{Asked, Form, Reply, not_allowed};
+use super::wire::{Asked, Form, Reply, names_tag, not_allowed};
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -15,6 +17,14 @@ const SVG: &str = "image/svg+xml";
 /// What the page may do: its own files and this node's routes, no text that becomes markup or script.
 const STRICT: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
      form-action 'none'; base-uri 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+
+/// What Swagger UI may do: that, but it writes markup and shows arrows out of its style sheet. Its own files and the
+/// description are all it may read; it can send nothing that it was not told to.
+const RENDERS: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; \
+     form-action 'none'; base-uri 'none'; frame-ancestors 'none'";
+
+/// Where the description is read, on either side.
+pub(super) const DESCRIPTION: &str = "/openapi.yaml";
 
 /// Headers of every file.
 const GUARDS: [(&str, &str); 6] = [
@@ -26,6 +36,7 @@ const GUARDS: [(&str, &str); 6] = [
     ("cache-control", "no-cache"),
 ];
 
+#[derive(Clone, Copy)]
 struct File {
     path: &'static str,
     media_type: &'static str,
@@ -46,7 +57,31 @@ macro_rules! file {
     };
 }
 
+/// RFC 9512
+const CONTRACT: File = file!(
+    "/openapi.yaml",
+    "application/yaml",
+    STRICT,
+    "docs/openapi.yaml"
+);
+
 const FILES: &[File] = &[
+    CONTRACT,
+    file!("/api", HTML, RENDERS, "assets/api.html"),
+    file!("/assets/api.css", STYLE, RENDERS, "assets/api.css"),
+    file!("/assets/swagger.js", SCRIPT, RENDERS, "assets/swagger.js"),
+    file!(
+        "/assets/swagger-ui.css",
+        STYLE,
+        RENDERS,
+        "vendor/swagger-ui/swagger-ui.css"
+    ),
+    file!(
+        "/assets/swagger-ui-bundle.js",
+        SCRIPT,
+        RENDERS,
+        "vendor/swagger-ui/swagger-ui-bundle.js"
+    ),
     file!("/", HTML, STRICT, "assets/index.html"),
     file!("/assets/page.css", STYLE, STRICT, "assets/page.css"),
     file!("/assets/icon.svg", SVG, STRICT, "assets/icon.svg"),
@@ -79,28 +114,51 @@ pub(super) fn answer(asked: &Asked) -> Option<Reply> {
     if asked.method != Method::GET && asked.method != Method::HEAD {
         return Some(not_allowed("GET, HEAD", Form::Json));
     }
-    let hash = blake3::hash(file.bytes).to_hex();
-    let tag = format!("\"{}\"", hash.get(..16).unwrap_or_default());
-    // A 304 has the length of the file that it stands for; its body is not sent.
-    let code = if asked.header(header::IF_NONE_MATCH) == Some(tag.as_str()) {
-        StatusCode::NOT_MODIFIED
-    } else {
-        StatusCode::OK
-    };
-    let reply = Reply::new(code, Form::File(file.media_type), file.bytes)
+    Some(file.given_to(asked))
+}
+
+/// The description of every route.
+pub(super) fn description(asked: &Asked) -> Reply {
+    CONTRACT.given_to(asked)
+}
+
+impl File {
+    fn given_to(self, asked: &Asked) -> Reply {
+        let hash = blake3::hash(self.bytes).to_hex();
+        let tag = format!("\"{}\"", hash.get(..16).unwrap_or_default());
+        let held = asked.headers(header::IF_NONE_MATCH);
+        // A 304 has the length of the file that it stands for; its body is not sent.
+        let code = if held.into_iter().any(|held| names_tag(held, &tag)) {
+            StatusCode::NOT_MODIFIED
+        } else {
+            StatusCode::OK
+        };
+        let reply = Reply::new(
+            code,
+            Form::File(self.media_type),
+            Bytes::from_static(self.bytes),
+        )
         .with(header::ETAG, &tag)
-        .with(header::CONTENT_SECURITY_POLICY, file.policy);
-    Some(GUARDS.iter().fold(reply, |reply, (name, value)| {
-        reply.with(header::HeaderName::from_static(name), value)
-    }))
+        .with(header::CONTENT_SECURITY_POLICY, self.policy);
+        GUARDS.iter().fold(reply, |reply, (name, value)| {
+            reply.with(header::HeaderName::from_static(name), value)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
     use hyper::header::{HeaderMap, HeaderValue};
+    use jiff::Timestamp;
+    use serde_json::{Value, json};
 
     use super::*;
+    use crate::answer::Field;
+    use crate::feed::handle::Difference;
+    use crate::health::{FeedState, Held, LastError};
+    use crate::metrics::{Certificate, Label as _};
+    use crate::row::{Reason, Table};
+    use crate::watch::Standing;
 
     fn asked(method: Method, path: &str, tag: Option<&str>) -> Asked {
         let mut headers = HeaderMap::new();
@@ -156,5 +214,76 @@ mod tests {
         }
         let posted = answer(&asked(Method::POST, "/", None)).unwrap();
         assert_eq!(posted.code.as_u16(), 405);
+    }
+
+    /// A part of the description.
+    fn described(pointer: &str) -> Value {
+        let text = std::str::from_utf8(CONTRACT.bytes).unwrap();
+        let description: Value = serde_saphyr::from_str(text).unwrap();
+        let part = description.pointer(&format!("/components/schemas/{pointer}"));
+        part.unwrap_or_else(|| panic!("{pointer}")).clone()
+    }
+
+    #[test]
+    fn the_description_has_every_word_that_the_code_has() {
+        let fields: Vec<&str> = Field::ALL.iter().map(|field| field.name()).collect();
+        assert_eq!(described("FieldName/enum"), json!(fields));
+        for (pointer, words) in [
+            (
+                "FeedState/enum",
+                FeedState::ALL.map(FeedState::as_str).to_vec(),
+            ),
+            ("Table/enum", Table::ALL.map(Table::as_str).to_vec()),
+            (
+                "Status/properties/certificates/items/properties/certificate/enum",
+                Certificate::ALL.iter().map(|one| one.label()).collect(),
+            ),
+            (
+                "Fault/properties/reason/enum",
+                Reason::ALL.map(Reason::as_str).to_vec(),
+            ),
+        ] {
+            assert_eq!(described(pointer), json!(words), "{pointer}");
+        }
+        let mut standings: Vec<Value> = ["WatchedNumber", "WatchedTenant"]
+            .map(|name| described(&format!("{name}/properties/status/enum")))
+            .iter()
+            .flat_map(|words| words.as_array().unwrap().clone())
+            .collect();
+        standings.sort_by_key(Value::to_string);
+        standings.dedup();
+        let mut known = Standing::ALL.map(Standing::as_str);
+        known.sort_unstable();
+        assert_eq!(json!(standings), json!(known));
+    }
+
+    #[test]
+    fn what_is_seldom_sent_has_the_fields_that_are_described() {
+        let at = Timestamp::UNIX_EPOCH;
+        let held = Held {
+            since: at,
+            tenants: 1,
+            numbers: 2,
+            remedy: String::new(),
+        };
+        let error = LastError {
+            at,
+            text: String::new(),
+        };
+        let difference = Difference {
+            table: Table::Tenants,
+            key: String::new(),
+            what: "missing".to_owned(),
+        };
+        for (pointer, sent) in [
+            ("FeedStatus/properties/held", json!(held)),
+            ("FeedStatus/properties/last_error", json!(error)),
+            ("VerifyReport/properties/first/items", json!(difference)),
+        ] {
+            let described = described(&format!("{pointer}/properties"));
+            let described: Vec<&String> = described.as_object().unwrap().keys().collect();
+            let sent: Vec<&String> = sent.as_object().unwrap().keys().collect();
+            assert_eq!(sent, described, "{pointer}");
+        }
     }
 }

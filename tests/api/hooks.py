@@ -1,6 +1,6 @@
 """What schemathesis has to be told about sidetone: how to reach a Unix socket, and what the formats of the description mean.
 
-SIDETONE_SOCKET is the socket to ask on; without it, TCP is used as ever.
+SIDETONE_SOCKET is the socket to ask on; without it, TCP is used as ever. SIDETONE_TOKEN is what operators over TCP show.
 """
 
 import os
@@ -73,11 +73,15 @@ def pairs(_, response):
 
 @schemathesis.hook
 def before_call(ctx, case, kwargs):
-    """What no schema of single parameters can say: either `to` or `tenant` is watched. And nobody waits for a
-    transaction that never comes, ten seconds each time."""
+    """What no schema of single parameters can say: either `to` or `tenant` is watched. And no order waits ten seconds, with
+    the others behind it, for a transaction that never comes: it is one that has been."""
     body = case.body
-    if case.operation.path == "/v1/admin/refresh" and isinstance(body, dict) and body.get("at_least") and body.get("wait") is True:
-        body["wait"] = False
+    if case.operation.path == "/v1/admin/refresh" and isinstance(body, dict):
+        xid = body.get("at_least")
+        if type(xid) is int and xid > 0:
+            body["at_least"] = 1
+        elif isinstance(xid, str) and xid.isascii() and xid.isdigit():
+            body["at_least"] = "1"
     if case.operation.path != "/v1/watch" or not case.meta or not case.meta.generation.mode.is_positive:
         return
     query = case.query
@@ -85,3 +89,13 @@ def before_call(ctx, case, kwargs):
         query.pop("tenant", None)
     elif "tenant" not in query:
         query["to"] = NUMBERS[0]
+
+
+@schemathesis.hook
+def before_load_schema(ctx, raw):
+    """Over TCP operators have to show the token, but for the files; on the sockets nobody has to."""
+    if not os.environ.get("SIDETONE_TOKEN"):
+        return
+    for path, methods in raw["paths"].items():
+        for operation in methods.values():
+            operation["security"] = [{}] if path in ("/", "/api", "/openapi.yaml") else [{"token": []}]
