@@ -98,11 +98,10 @@ fn the_form_of_a_number_with_little_set_is_this_to_the_letter() {
     let profile = profile(GUARDIANES_NUMBER);
     let form = answer(&profile, &Call::default(), open(), |answer| answer.form());
     let expected = concat!(
-        "status=ok&number=%2B541150000002&label&tenant_id=d2c4a8e1-7b9f-4a6e-8a1b-77889900aabb",
-        "&tenant_slug=guardianes-srl&tenant_name=Guardianes%20SRL&account_ref&event_type",
-        "&language=es-419&voice&timezone=America%2FMontevideo&local_time=2026-11-23T10%3A45%3A00-03%3A00",
-        "&business_hours&model&transcription_provider&recording_enabled=0&revision=REVISION",
-        "&stale=0&staleness_ms=412&prompt_ids",
+        "status=ok&number=%2B541150000002&tenant_id=d2c4a8e1-7b9f-4a6e-8a1b-77889900aabb&language=es-419",
+        "&timezone=America%2FMontevideo&local_time=2026-11-23T10%3A45%3A00-03%3A00&business_hours&recording_enabled=0",
+        "&revision=REVISION&stale=0&staleness_ms=412&prompt_ids&tenant_slug=guardianes-srl&voice&model",
+        "&transcription_provider&label&tenant_name=Guardianes%20SRL&account_ref&event_type",
     );
     assert_eq!(
         text(form),

@@ -572,6 +572,7 @@ async fn check_finds_nothing_wrong_with_a_good_system_before_and_while_its_daemo
         "triggers",
         "doorbell",
         "feed",
+        "log.otlp_endpoint",
     ];
     assert_eq!(subjects, expected.into());
     assert!(
