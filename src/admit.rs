@@ -11,6 +11,7 @@
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -80,16 +81,27 @@ pub fn zone(name: &str) -> Option<TimeZone> {
 /// has no last good row, for the old one would answer with the old tenant's prompts and credentials.
 #[must_use]
 pub fn number(e164: &str, document: &str, previous: Option<&NumberRecord>) -> NumberRecord {
-    number_of_hash(e164, DocHash::of(document), document, previous)
+    let hash = DocHash::of(document);
+    let usual = &mut Usual::default();
+    number_of_hash(
+        e164,
+        hash,
+        None,
+        || Cow::Borrowed(document),
+        previous,
+        usual,
+    )
 }
 
-/// As [`number`], for who has the document's hash already.
+/// As [`number`], for who has the document's hash already, and perhaps what stands in it.
 #[must_use]
-pub(crate) fn number_of_hash(
+pub(crate) fn number_of_hash<'d>(
     e164: &str,
     hash: DocHash,
-    document: &str,
+    read: Option<Plain<'_>>,
+    document: impl FnOnce() -> Cow<'d, str>,
     previous: Option<&NumberRecord>,
+    usual: &mut Usual,
 ) -> NumberRecord {
     let good = |number: Number| {
         let before =
@@ -101,10 +113,15 @@ pub(crate) fn number_of_hash(
             before,
         }
     };
-    if let Some(number) = plain_number(e164, document) {
+    if let Some(number) = read.and_then(|row| plain_number(e164, &row, usual)) {
         return good(number);
     }
-    let row = Row::read(document);
+    let document = document();
+    let plain = serde_json::from_str(&document).ok();
+    if let Some(number) = plain.and_then(|row| plain_number(e164, &row, usual)) {
+        return good(number);
+    }
+    let row = Row::read(&document);
     let bad = match row
         .as_ref()
         .map_err(Bad::clone)
@@ -210,41 +227,37 @@ fn deadly(table: Table, key: String, last_good: bool) -> Fault {
 }
 
 /// A number's document with nothing unusual in it.
-#[derive(Deserialize)]
-struct Plain<'a> {
-    id: Uuid,
-    tenant_id: Uuid,
+#[allow(missing_docs, reason = "the columns of the platform")]
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Plain<'a> {
+    pub id: Uuid,
+    pub tenant_id: Uuid,
     #[serde(borrow)]
-    e164: &'a str,
+    pub e164: &'a str,
     #[serde(borrow)]
-    label: Option<&'a str>,
+    pub label: Option<&'a str>,
     #[serde(borrow)]
-    default_language: &'a str,
+    pub default_language: &'a str,
     #[serde(borrow)]
-    default_voice: Option<&'a str>,
+    pub default_voice: Option<&'a str>,
     #[serde(borrow)]
-    timezone: &'a str,
-    active: Option<bool>,
+    pub timezone: &'a str,
+    pub active: Option<bool>,
 }
 
 /// What [`read_number`] says of a good document, in one pass: a copy of everything reads millions. `None` where that may
 /// see more in it, or say what is wrong.
-fn plain_number(key: &str, document: &str) -> Option<Number> {
-    let row: Plain<'_> = serde_json::from_str(document).ok()?;
-    let fits = |text: &str, most: usize| {
-        !text.chars().any(char::is_control) && text.chars().nth(most).is_none()
-    };
+fn plain_number(key: &str, row: &Plain<'_>, usual: &mut Usual) -> Option<Number> {
     let good = row.e164 == key
         && fits(row.e164, 20)
         && row.label.is_none_or(|label| fits(label, 100))
         && fits(row.default_language, 10)
         && row.default_voice.is_none_or(|voice| fits(voice, 50))
         && fits(row.timezone, 50)
-        && LanguageTag::parse(row.default_language).is_ok();
+        && usual.is_language(row.default_language);
     if !good {
         return None;
     }
-    let zone = zone(row.timezone)?;
     Some(Number {
         id: row.id,
         tenant_id: row.tenant_id,
@@ -252,9 +265,49 @@ fn plain_number(key: &str, document: &str) -> Option<Number> {
         label: row.label.map(str::to_owned),
         default_language: row.default_language.to_owned(),
         default_voice: row.default_voice.map(str::to_owned),
-        timezone: zone.iana_name().unwrap_or(row.timezone).to_owned(),
+        timezone: usual.zone(row.timezone)?.to_owned(),
         active: row.active.unwrap_or(true),
     })
+}
+
+/// Whether a text has at most so many characters and none that controls.
+fn fits(text: &str, most: usize) -> bool {
+    // No byte of a control character but of U+0080 to U+009F, which begin with 0xc2.
+    let seen = text.len() <= most
+        && text
+            .bytes()
+            .all(|byte| byte >= b' ' && byte != 0x7f && byte != 0xc2);
+    seen || (!text.chars().any(char::is_control) && text.chars().nth(most).is_none())
+}
+
+/// What the last good number had. Most have the same, and it takes longer to check than to compare.
+#[derive(Debug, Default)]
+pub(crate) struct Usual {
+    language: String,
+    timezone: String,
+    zone: String,
+}
+
+impl Usual {
+    fn is_language(&mut self, tag: &str) -> bool {
+        if tag.is_empty() || self.language != tag {
+            if LanguageTag::parse(tag).is_err() {
+                return false;
+            }
+            tag.clone_into(&mut self.language);
+        }
+        true
+    }
+
+    /// The name of a zone as the database has it.
+    fn zone(&mut self, name: &str) -> Option<&str> {
+        if name.is_empty() || self.timezone != name {
+            let zone = zone(name)?;
+            zone.iana_name().unwrap_or(name).clone_into(&mut self.zone);
+            name.clone_into(&mut self.timezone);
+        }
+        Some(&self.zone)
+    }
 }
 
 fn read_number(key: &str, row: &Row<'_>) -> Checked<Number> {

@@ -231,6 +231,17 @@ pub const KEYS_PER_PULL: usize = 1000;
 /// Most changed keys that are loaded by name; beyond, everything is compared.
 pub const KEYS_PER_LOAD: usize = 50_000;
 
+/// Up to so many numbers are read by name in any case.
+const BY_NAME: u64 = 2_000;
+/// So many numbers are passed in order for what one costs that is read by name, and written wherever it stands on disk.
+const PASSED_FOR_NAMED: u64 = 8;
+
+/// Whether all numbers are read, in the order in which they stand on disk, instead of so many that are named of those held.
+#[must_use]
+pub fn reads_all(named: u64, held: u64) -> bool {
+    named > BY_NAME && named.saturating_mul(PASSED_FOR_NAMED) > held
+}
+
 /// What the cursor and a pull's header say, before its keys are looked at.
 ///
 /// `tenants` are those to be held now.
@@ -392,6 +403,21 @@ mod tests {
                 age: Duration::ZERO,
             })
             .collect()
+    }
+
+    #[test]
+    fn numbers_are_read_by_name_where_they_are_few_of_many_or_few_at_all() {
+        for (named, held, all) in [
+            (0, 0, false),
+            (2_000, 2_000, false),
+            (2_001, 2_001, true),
+            (2_001, 1_000_000, false),
+            (125_000, 1_000_000, false),
+            (125_001, 1_000_000, true),
+            (u64::MAX, 1, true),
+        ] {
+            assert_eq!(reads_all(named, held), all, "{named} of {held}");
+        }
     }
 
     #[test]

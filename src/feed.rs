@@ -723,23 +723,29 @@ impl Feed {
             link.rows().end().await?;
             return Ok(self.compare(link, state, Some(why)).await?.0);
         }
-        let cover = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
+        let told = cover_of(changed.iter().map(|changed| &changed.key).chain(&keys));
         let next = self.cursor_at(&header, state);
-        let load = load_of(&cover);
+        let terms = Terms {
+            tries_suspects,
+            cover: self.to_read(told.clone()).await?,
+            ..self.terms(told, state.accept)
+        };
         let (applied, cursor) = self
-            .stream(
-                link,
-                load,
-                Terms {
-                    tries_suspects,
-                    ..self.terms(cover, state.accept)
-                },
-                next,
-            )
+            .stream(link, load_of(&terms.cover), terms, next)
             .await?;
         self.applied(state, cursor, &applied, &changed, asked);
         self.prove(state, asked);
         Ok(applied)
+    }
+
+    /// What a batch is to speak for that must cover this: where it names much of what is here, all numbers.
+    async fn to_read(&self, named: Cover) -> Result<Cover, FeedError> {
+        let engine = Arc::clone(&self.engine);
+        blocking(move || {
+            let is_most = engine.replica().view()?.is_most(&named)?;
+            Ok(if is_most { all_numbers(named) } else { named })
+        })
+        .await?
     }
 
     /// Compares everything by hash and applies the difference. Without a replica: copies everything.
@@ -787,15 +793,17 @@ impl Feed {
         let accept = state.accept || why == Some(Why::OtherTenants);
         let held = self.engine.stats().replica;
         let empty = held.tenants == 0 && held.numbers == 0;
-        let (load, comparison) = if empty {
+        // Where the log says that much changed, hashes of numbers would say the same.
+        let by_hash = why != Some(Why::Everything);
+        let comparison = if empty {
             note(Fact::First, 1);
-            (Load::Everything, Comparison::default())
+            Comparison::default()
         } else {
             let engine = Arc::clone(&self.engine);
-            let here = blocking(move || engine.replica().view()?.digests()).await??;
+            let here = blocking(move || engine.replica().view()?.digests(by_hash)).await??;
             let mut comparison = Comparison::new(here);
             link.rows()
-                .digests(|id, digest| comparison.take(id, digest))
+                .digests(by_hash, |id, digest| comparison.take(id, digest))
                 .await?;
             let comparison = comparison.finish();
             // An empty database loses everything and is held as such; another one is refused.
@@ -803,20 +811,24 @@ impl Feed {
                 self.health.update_feed(|feed| feed.refused_database = true);
                 return Err(FeedError::OtherDatabase);
             }
-            (load_of(&comparison.cover), comparison)
+            comparison
         };
-        let (applied, cursor) = self
-            .stream(
-                link,
-                load,
-                Terms {
-                    told,
-                    settles_held: true,
-                    ..self.terms(comparison.cover.clone(), accept)
-                },
-                next,
-            )
-            .await?;
+        let cover = if empty || !by_hash {
+            all_numbers(comparison.cover.clone())
+        } else {
+            self.to_read(comparison.cover.clone()).await?
+        };
+        let load = if empty {
+            Load::Everything
+        } else {
+            load_of(&cover)
+        };
+        let terms = Terms {
+            told,
+            settles_held: true,
+            ..self.terms(cover, accept)
+        };
+        let (applied, cursor) = self.stream(link, load, terms, next).await?;
         self.health.update_feed(|feed| {
             feed.refused_database = false;
             feed.last_reconcile = Some(Timestamp::now());
@@ -862,6 +874,9 @@ impl Feed {
         terms: Terms,
         next: Cursor,
     ) -> Result<(Applied, Cursor), FeedError> {
+        if terms.cover.all_numbers {
+            tracing::debug!("reading all numbers in order");
+        }
         let (send_rows, rows) = mpsc::channel(4);
         let (send_next, take_next) = oneshot::channel();
         let writing = self.write(
@@ -1348,7 +1363,21 @@ fn cover_of<'k>(keys: impl Iterator<Item = &'k Key>) -> Cover {
     cover
 }
 
+/// The same tenants, and all numbers instead of those named.
+fn all_numbers(named: Cover) -> Cover {
+    Cover {
+        tenants: named.tenants,
+        all_numbers: true,
+        ..Cover::default()
+    }
+}
+
 fn load_of(cover: &Cover) -> Load {
+    if cover.all_numbers {
+        return Load::AllNumbers {
+            tenants: cover.tenants.iter().copied().collect(),
+        };
+    }
     Load::Some {
         tenants: cover.tenants.iter().copied().collect(),
         numbers_of: cover.numbers_of.iter().copied().collect(),

@@ -142,7 +142,7 @@ fn mib(bytes: f64) -> f64 {
 
 /// Rewrites labels all over and asks for all numbers: second and MiB resident, each second.
 fn rewrite(bench: &Bench, db: &Db<'_>, node: &Node, world: World) -> Vec<(f64, f64)> {
-    let lasts = Duration::from_secs(if bench.quick { 9 } else { 180 });
+    let lasts = Duration::from_secs(if bench.quick { 9 } else { 90 });
     let target = ours(node, world.questions("/v1/resolve"));
     let session = bench.runtime.block_on(db.session());
     let stop = AtomicBool::new(false);

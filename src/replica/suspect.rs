@@ -248,6 +248,12 @@ impl Marker {
         rows <= FEW || self.ledger().work(hand).careful
     }
 
+    /// Whether anything is known against any row.
+    pub(super) fn knows_any(&self) -> bool {
+        let ledger = self.ledger();
+        !ledger.suspects.is_empty() || !ledger.unknown.is_empty()
+    }
+
     pub(super) fn suspects(&self, row: &Version) -> bool {
         self.ledger().deaths(row) > 0
     }

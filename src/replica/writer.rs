@@ -1,15 +1,19 @@
 //! One batch on its way into the replica: rows admitted one by one, what did not come removed or held back.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::mem::take;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use redb::ReadableTable;
 use uuid::Uuid;
 
+use super::ordered::{Here, Place, Put, put_all, put_sorted};
 use super::suspect::{Hand, InHand, Marker, Version};
 use super::{
-    Applied, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key, number_value,
-    open_number, open_tenant, seal, split_index, tenant_aad,
+    Applied, FoundNumber, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key,
+    number_value, open_number, open_tenant, owner, seal, split_index, split_number, tenant_aad,
 };
 use crate::admit;
 use crate::change;
@@ -18,21 +22,31 @@ use crate::row::{DocHash, Fault, NumberRecord, Reason, Table, TenantRecord};
 use crate::seal::DataKey;
 use crate::source::Row;
 
-type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+pub(super) type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
+
+/// Entries of the index that are sorted and written at a time: about 8 MB.
+const PIECE: usize = if cfg!(test) { 2 } else { 64 * 1024 };
 
 /// One batch being written.
-pub(super) struct Writer<'t, 'r> {
+pub(super) struct Writer<'s, 't, 'r> {
     pub(super) numbers: WriteTable<'t>,
     pub(super) tenants: WriteTable<'t>,
-    pub(super) index: WriteTable<'t>,
+    pub(super) index: Index<'s, 't>,
+    /// Where a piece of the index is written while numbers come.
+    pub(super) beside: &'s Scope<'s, 't>,
     pub(super) faulty: WriteTable<'t>,
     pub(super) key: &'r DataKey,
     pub(super) marker: &'r Marker,
     /// Whether each row is noted while it is in hand.
     pub(super) names_each: bool,
     pub(super) terms: &'r Terms,
-    /// Where no number was here before this batch and they come in byte order: the last one.
-    pub(super) last_new: Option<String>,
+    /// Where all numbers come, in byte order: those that are here, and what is still to be written.
+    pub(super) here: Option<Here>,
+    pub(super) numbers_to_put: Vec<Put>,
+    pub(super) index_to_put: Vec<Put>,
+    /// Whether no row is set aside or under suspicion: then one with the hash of its document needs nothing more.
+    pub(super) at_peace: bool,
+    pub(super) usual: admit::Usual,
     pub(super) applied: Applied,
     /// The tenant whose numbers come now, and those that came.
     pub(super) group: Option<(Uuid, BTreeSet<String>)>,
@@ -43,13 +57,13 @@ pub(super) struct Writer<'t, 'r> {
     pub(super) gone: BTreeSet<(Option<Uuid>, String)>,
 }
 
-impl Writer<'_, '_> {
+impl<'s, 't: 's> Writer<'s, 't, '_> {
     /// Takes the rows that came together.
     pub(super) fn chunk(&mut self, rows: Vec<Row>) -> Result<(), ReplicaError> {
         self.names_each = self.marker.names_each(Hand::Applying, rows.len());
         rows.into_iter().try_for_each(|row| self.take(row))?;
         self.marker.take(Hand::Applying, InHand::Rows);
-        Ok(())
+        self.put_numbers()
     }
 
     /// Says that this row is in hand. Whether it is to be set aside instead.
@@ -81,7 +95,15 @@ impl Writer<'_, '_> {
                 tenant,
                 e164,
                 document,
-            } => self.number(tenant, &e164, &document),
+            } => {
+                let hash = DocHash::of(&document);
+                self.number((tenant, &e164, hash), None, || Cow::Borrowed(&document))
+            }
+            Row::Columns(row) => {
+                self.number((row.tenant(), row.e164(), row.hash()), row.plain(), || {
+                    Cow::Owned(row.document())
+                })
+            }
         }
     }
 
@@ -136,51 +158,55 @@ impl Writer<'_, '_> {
         Ok(())
     }
 
-    fn number(&mut self, tenant: Uuid, e164: &str, document: &str) -> Result<(), ReplicaError> {
+    /// `read` is what the document says, where that is known already.
+    fn number<'d>(
+        &mut self,
+        (tenant, e164, hash): (Uuid, &str, DocHash),
+        read: Option<admit::Plain<'_>>,
+        document: impl FnOnce() -> Cow<'d, str>,
+    ) -> Result<(), ReplicaError> {
         self.saw_number(tenant, e164)?;
-        let hash = DocHash::of(document);
-        let is_new = self.is_new(e164);
-        let was = match is_new {
-            true => None,
-            false => tried!("reading a number", self.numbers.get(e164.as_bytes()))?
-                .map(|value| open_number(self.key, e164, value.value())),
+        let was = match self.standing(tenant, e164, hash)? {
+            Standing::Same => return Ok(()),
+            Standing::New => None,
+            Standing::Other(was) => Some(was),
         };
-        let row = Version {
+        let row = || Version {
             key: Key::Number(e164.to_owned()),
             hash,
         };
         if let Some(Ok(was)) = &was
             && was.tenant == tenant
             && was.record.hash == hash
-            && self.is_settled(&row, &was.record.faults)
+            && self.is_settled(&row(), &was.record.faults)
         {
             return Ok(());
         }
-        let what = if was.is_some() {
-            What::Different
-        } else {
+        let is_new = was.is_none();
+        let what = if is_new {
             What::Missing
+        } else {
+            What::Different
         };
         // Last good is of the same key: a number that moved to another tenant does not take its old row along.
         let was_good = was.and_then(Result::ok);
+        let stays = was_good.as_ref().is_some_and(|was| was.tenant == tenant);
         if let Some(was) = &was_good
-            && was.tenant != tenant
+            && !stays
         {
             self.applied.owners.insert(was.tenant);
-            tried!(
-                "writing a number",
-                self.index.remove(index_key(was.tenant, e164).as_slice())
-            )?;
+            let key = [was.tenant.as_bytes().as_slice(), e164.as_bytes()];
+            self.index_to_put.push(Put::gone(&key));
         }
-        let previous = was_good
-            .as_ref()
-            .filter(|was| was.tenant == tenant)
-            .map(|was| &was.record);
-        let record = if self.in_hand(&row) {
+        let previous = was_good.as_ref().filter(|_| stays).map(|was| &was.record);
+        // Of many rows with nothing known against any, none is named.
+        let is_named = self.names_each || !self.at_peace;
+        let record = if is_named && self.in_hand(&row()) {
             admit::number_set_aside(e164, hash, previous)
         } else {
-            unpanicked(|| admit::number_of_hash(e164, hash, document, previous)).unwrap_or_else(
-                || NumberRecord {
+            let usual = &mut self.usual;
+            unpanicked(|| admit::number_of_hash(e164, hash, read, document, previous, usual))
+                .unwrap_or_else(|| NumberRecord {
                     hash,
                     row: previous.and_then(|was| was.row.clone()),
                     faults: vec![poison(
@@ -189,43 +215,122 @@ impl Writer<'_, '_> {
                         previous.is_some(),
                     )],
                     before: previous.and_then(|was| was.before.clone()),
-                },
-            )
+                })
         };
         let value = number_value(self.key, tenant, e164, &record)?;
-        tried!(
-            "writing a number",
-            self.numbers.insert(e164.as_bytes(), value.as_slice())
-        )?;
-        tried!(
-            "writing a number",
-            self.index
-                .insert(index_key(tenant, e164).as_slice(), hash.0.as_slice())
-        )?;
+        self.put_number(tenant, e164, value, hash, (is_new, !stays))?;
         if !(is_new && record.faults.is_empty()) {
             self.faults(e164, record.faults)?;
         }
         self.applied.owners.insert(tenant);
         self.changed_number(e164);
-        self.wrote(row.key, what, Some(tenant));
+        self.wrote(row().key, what, Some(tenant));
         Ok(())
     }
 
-    /// Whether this number cannot be here: the batch began with none, and those before it in the batch are smaller.
-    fn is_new(&mut self, e164: &str) -> bool {
-        let Some(last) = &mut self.last_new else {
-            return false;
+    /// What is here under a number that came.
+    fn standing(
+        &mut self,
+        tenant: Uuid,
+        e164: &str,
+        hash: DocHash,
+    ) -> Result<Standing, ReplicaError> {
+        let found = match &mut self.here {
+            None => return self.looked_up(e164),
+            Some(here) => {
+                let gone = &mut self.gone;
+                here.reach(e164.as_bytes(), |key, value| {
+                    gone.extend(passed(key, value));
+                })?
+            }
         };
-        if last.as_str() < e164 {
-            e164.clone_into(last);
-            return true;
+        match found {
+            Place::Next(None) => Ok(Standing::New),
+            Place::Next(Some(value)) => {
+                let known = split_number(value.value());
+                let same = known.is_some_and(|(of, is, _)| (of, is) == (tenant, Some(hash)));
+                if same && self.is_at_peace(e164)? {
+                    return Ok(Standing::Same);
+                }
+                Ok(Standing::Other(open_number(self.key, e164, value.value())))
+            }
+            // Who sorts them otherwise is believed as well, only slower.
+            Place::OutOfOrder => {
+                self.put_numbers()?;
+                self.put_index()?;
+                if let Some(was) = tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
+                    self.gone.remove(&(owner(was.value()), e164.to_owned()));
+                }
+                self.looked_up(e164)
+            }
         }
-        self.last_new = None;
-        false
+    }
+
+    fn looked_up(&self, e164: &str) -> Result<Standing, ReplicaError> {
+        Ok(
+            match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
+                Some(value) => Standing::Other(open_number(self.key, e164, value.value())),
+                None => Standing::New,
+            },
+        )
+    }
+
+    /// Whether nothing is known against a number's row.
+    fn is_at_peace(&self, e164: &str) -> Result<bool, ReplicaError> {
+        Ok(self.at_peace && tried!("reading faults", self.faulty.get(e164.as_bytes()))?.is_none())
+    }
+
+    /// Whether numbers and index have none under the key.
+    fn put_number(
+        &mut self,
+        tenant: Uuid,
+        e164: &str,
+        value: Vec<u8>,
+        hash: DocHash,
+        (new_number, new_in_index): (bool, bool),
+    ) -> Result<(), ReplicaError> {
+        let number = Put::new(&[e164.as_bytes()], value.into(), new_number);
+        let key = [tenant.as_bytes().as_slice(), e164.as_bytes()];
+        self.numbers_to_put.push(number);
+        self.index_to_put
+            .push(Put::new(&key, hash.0.into(), new_in_index));
+        if self.here.is_none() {
+            // What comes next may be the same number again.
+            self.put_numbers()?;
+            self.put_index()?;
+        } else if self.index_to_put.len() >= PIECE {
+            self.put_index_beside()?;
+        }
+        Ok(())
+    }
+
+    fn put_numbers(&mut self) -> Result<(), ReplicaError> {
+        put_all(&mut self.numbers, &self.numbers_to_put)?;
+        self.numbers_to_put.clear();
+        Ok(())
+    }
+
+    fn put_index(&mut self) -> Result<(), ReplicaError> {
+        let puts = take(&mut self.index_to_put);
+        put_sorted(self.index.here()?, puts)
+    }
+
+    /// The index stands in another order than numbers come: it gets them by the piece, while the next ones come.
+    fn put_index_beside(&mut self) -> Result<(), ReplicaError> {
+        let puts = take(&mut self.index_to_put);
+        self.index.here()?;
+        if let Index::Here(mut table) = std::mem::replace(&mut self.index, Index::Lost) {
+            let write = move || put_sorted(&mut table, puts).map(|()| table);
+            self.index = Index::Beside(self.beside.spawn(write));
+        }
+        Ok(())
     }
 
     /// Keeps account of which numbers of a tenant came, tenant by tenant.
     fn saw_number(&mut self, tenant: Uuid, e164: &str) -> Result<(), ReplicaError> {
+        if self.here.is_some() {
+            return Ok(());
+        }
         if self.terms.cover.numbers.contains(e164) {
             self.seen_numbers.insert(e164.to_owned());
         }
@@ -255,7 +360,10 @@ impl Writer<'_, '_> {
     /// Numbers of a tenant that are here and did not come.
     fn numbers_gone(&mut self, tenant: Uuid, seen: &BTreeSet<String>) -> Result<(), ReplicaError> {
         let first = index_key(tenant, "");
-        for entry in tried!("reading numbers", self.index.range(first.as_slice()..))? {
+        for entry in tried!(
+            "reading numbers",
+            self.index.here()?.range(first.as_slice()..)
+        )? {
             let (key, _) = tried!("reading numbers", entry)?;
             match split_index(key.value()) {
                 Some((of, e164)) if of == tenant => {
@@ -271,6 +379,12 @@ impl Writer<'_, '_> {
 
     pub(super) fn finish(mut self, before: (u64, u64)) -> Result<Applied, ReplicaError> {
         self.close_group()?;
+        self.put_numbers()?;
+        self.put_index()?;
+        if let Some(here) = self.here.take() {
+            let gone = &mut self.gone;
+            here.end(|key, value| gone.extend(passed(key, value)))?;
+        }
         let none = BTreeSet::new();
         let cover = &self.terms.cover;
         let mut gone_tenants = Vec::new();
@@ -307,7 +421,9 @@ impl Writer<'_, '_> {
             tried!("removing a number", self.numbers.remove(e164.as_bytes()))?;
             tried!(
                 "removing a number",
-                self.index.remove(index_key(tenant, &e164).as_slice())
+                self.index
+                    .here()?
+                    .remove(index_key(tenant, &e164).as_slice())
             )?;
             self.faults(&e164, Vec::new())?;
             self.marker.forget(&Key::Number(e164.clone()), None);
@@ -330,12 +446,9 @@ impl Writer<'_, '_> {
     /// The numbers that are to go and are here, under the tenant they are to go from.
     fn still_there(&mut self) -> Result<BTreeSet<(Uuid, String)>, ReplicaError> {
         let mut there = BTreeSet::new();
-        for (from, e164) in std::mem::take(&mut self.gone) {
+        for (from, e164) in take(&mut self.gone) {
             let tenant = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
-                Some(value) => value
-                    .value()
-                    .get(..16)
-                    .and_then(|id| Uuid::from_slice(id).ok()),
+                Some(value) => owner(value.value()),
                 None => None,
             };
             match (tenant, from) {
@@ -349,7 +462,7 @@ impl Writer<'_, '_> {
                 (_, Some(from)) => {
                     tried!(
                         "removing a number",
-                        self.index.remove(index_key(from, &e164).as_slice())
+                        self.index.here()?.remove(index_key(from, &e164).as_slice())
                     )?;
                 }
                 (None, None) => {}
@@ -411,6 +524,50 @@ impl Writer<'_, '_> {
             self.applied.differences.push((key, what));
         }
     }
+}
+
+/// The table `index`, and who has it.
+pub(super) enum Index<'s, 't> {
+    Here(WriteTable<'t>),
+    Beside(ScopedJoinHandle<'s, Result<WriteTable<'t>, ReplicaError>>),
+    /// Writing it failed, and the batch with it.
+    Lost,
+}
+
+impl<'t> Index<'_, 't> {
+    /// The table, once it is written to by nobody.
+    fn here(&mut self) -> Result<&mut WriteTable<'t>, ReplicaError> {
+        *self = match std::mem::replace(self, Self::Lost) {
+            Self::Beside(writing) => Self::Here(
+                writing
+                    .join()
+                    .unwrap_or_else(|panic| resume_unwind(panic))?,
+            ),
+            known => known,
+        };
+        match self {
+            Self::Here(table) => Ok(table),
+            _ => Err(ReplicaError::Abandoned),
+        }
+    }
+}
+
+/// How a number that came stands to what is here.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, and most of a catch-up are of the large one"
+)]
+enum Standing {
+    New,
+    /// Here already, and nothing is known against it.
+    Same,
+    Other(Result<FoundNumber, ReplicaError>),
+}
+
+/// A number that did not come where all do, with its tenant.
+fn passed(key: &[u8], value: &[u8]) -> Option<(Option<Uuid>, String)> {
+    let e164 = std::str::from_utf8(key).ok()?;
+    Some((Some(owner(value)?), e164.to_owned()))
 }
 
 /// Poison stays in its row, even one that we do not foresee.

@@ -124,6 +124,19 @@ impl DataKey {
         seal(&self.key, aad, plaintext)
     }
 
+    /// As [`seal`](Self::seal), appended to `to`.
+    ///
+    /// # Errors
+    /// As [`seal`](Self::seal); then `to` is as it was, or longer.
+    pub fn seal_onto(
+        &self,
+        aad: &[u8],
+        plaintext: &[u8],
+        to: &mut Vec<u8>,
+    ) -> Result<(), RecordError> {
+        seal_onto(&self.key, aad, plaintext, to)
+    }
+
     /// The plaintext of a record that was sealed for the same `aad`.
     ///
     /// # Errors
@@ -135,19 +148,29 @@ impl DataKey {
 }
 
 fn seal(key: &LessSafeKey, aad: &[u8], plaintext: &[u8]) -> Result<Vec<u8>, RecordError> {
-    let nonce = random::<NONCE_LEN>().map_err(|_| RecordError::NotSealed)?;
     let mut sealed = Vec::with_capacity(plaintext.len().saturating_add(OVERHEAD));
-    sealed.push(VERSION);
-    sealed.extend_from_slice(nonce.as_slice());
-    let head = sealed.len();
-    sealed.extend_from_slice(plaintext);
-    let body = sealed.get_mut(head..).ok_or(RecordError::NotSealed)?;
+    seal_onto(key, aad, plaintext, &mut sealed)?;
+    Ok(sealed)
+}
+
+fn seal_onto(
+    key: &LessSafeKey,
+    aad: &[u8],
+    plaintext: &[u8],
+    to: &mut Vec<u8>,
+) -> Result<(), RecordError> {
+    let nonce = random::<NONCE_LEN>().map_err(|_| RecordError::NotSealed)?;
+    to.push(VERSION);
+    to.extend_from_slice(nonce.as_slice());
+    let head = to.len();
+    to.extend_from_slice(plaintext);
+    let body = to.get_mut(head..).ok_or(RecordError::NotSealed)?;
     let nonce = Nonce::assume_unique_for_key(*nonce);
     let tag = key
         .seal_in_place_separate_tag(nonce, Aad::from(aad), body)
         .map_err(|_| RecordError::NotSealed)?;
-    sealed.extend_from_slice(tag.as_ref());
-    Ok(sealed)
+    to.extend_from_slice(tag.as_ref());
+    Ok(())
 }
 
 fn open(key: &LessSafeKey, aad: &[u8], sealed: &[u8]) -> Result<Vec<u8>, RecordError> {

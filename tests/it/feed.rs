@@ -289,6 +289,197 @@ async fn thousands_of_rows_in_one_statement_arrive_whole() {
     equal(&node).await;
 }
 
+/// Tenants `t0` to `t4`, and this many numbers of theirs, so that a change of all is no small part of them.
+async fn crowd(db: &Db<'_>, numbers: u32) {
+    db.sql(&format!(
+        "insert into public.tenants (id, name, slug, status)
+           select ('00000000-0000-4000-8000-' || lpad(i::text, 12, '0'))::uuid, 'T' || i, 't' || i, 'active'
+             from generate_series(0, 4) i;
+         insert into public.tenant_phone_numbers (id, tenant_id, e164, label, default_language, timezone)
+           select gen_random_uuid(), ('00000000-0000-4000-8000-' || lpad((i % 5)::text, 12, '0'))::uuid,
+             '+1650' || (1000000 + 2 * i), 'old ' || i, 'es-AR', 'UTC' from generate_series(1, {numbers}) i"
+    ))
+    .await;
+}
+
+/// What a node answers of a number: tenant, label and zone, or that it does not know it.
+async fn answered(node: &Node, e164: &str) -> String {
+    let reply = node
+        .get(&format!("/v1/lookup?to={}", e164.replace('+', "%2B")))
+        .await;
+    match reply.status {
+        200 => ["/tenant/slug", "/label", "/timezone"]
+            .map(|field| reply.text(field))
+            .join(" "),
+        _ => reply.text("/status"),
+    }
+}
+
+/// Every number that there was or is, with its answer; `nth` of them are asked for.
+async fn answers(
+    node: &Node,
+    db: &Db<'_>,
+    before: &[String],
+    nth: usize,
+) -> Vec<(String, String, String)> {
+    let rows = db
+        .query(
+            "select n.e164::text, case t.status when 'active' then t.slug || ' ' || coalesce(n.label, '') || ' ' || n.timezone
+               else 'tenant_suspended' end from public.tenant_phone_numbers n
+               join public.tenants t on t.id = n.tenant_id",
+            &[],
+        )
+        .await;
+    let mut right: std::collections::BTreeMap<String, String> = before
+        .iter()
+        .map(|e164| (e164.clone(), "unknown_number".to_owned()))
+        .collect();
+    right.extend(rows.iter().map(|row| (row.get(0), row.get(1))));
+    let mut all = Vec::new();
+    for (e164, right) in right.into_iter().step_by(nth) {
+        let answer = answered(node, &e164).await;
+        all.push((e164, answer, right));
+    }
+    all
+}
+
+/// Statements that do everything at once that can become of numbers.
+const EVERYTHING_AT_ONCE: &str = "
+    insert into public.tenants (id, name, slug, status)
+      values ('00000000-0000-4000-8000-000000000009', 'T9', 't9', 'active');
+    insert into public.tenant_phone_numbers (id, tenant_id, e164, label, default_language, timezone)
+      select gen_random_uuid(), ('00000000-0000-4000-8000-00000000000' || case when i % 2 = 0 then 9 else 2 end)::uuid,
+        '+1650' || (1000001 + 6 * i), 'between', 'es-AR', 'UTC' from generate_series(1, 300) i;
+    update public.tenant_phone_numbers set label = 'changed' where e164 like '+1650%' and right(e164, 1) in ('2', '4');
+    delete from public.tenant_phone_numbers where right(e164, 2) in ('10', '36', '58');
+    update public.tenant_phone_numbers set e164 = '+1651' || right(e164, 7) where right(e164, 2) = '20';
+    update public.tenant_phone_numbers set e164 = '+1649' || right(e164, 7) where right(e164, 2) = '40';
+    update public.tenant_phone_numbers set tenant_id = '00000000-0000-4000-8000-000000000003'
+      where right(e164, 2) in ('60', '62') and tenant_id = '00000000-0000-4000-8000-000000000001';
+    update public.tenant_phone_numbers set timezone = 'Nowhere/Atlantis', label = 'bad' where right(e164, 2) = '80';
+    delete from public.tenants where slug = 't4';
+    update public.tenants set name = 'Changed' where slug = 't0';";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_became_of_numbers_while_a_node_was_away_ends_equal_and_nothing_else_goes() {
+    let db = Cluster::shared().database().await;
+    db.load_example().await;
+    crowd(&db, 3000).await;
+    let settings = "feed.hold_if_lost_percent = 60";
+    let mut node = Node::on(&db, settings).await;
+    let before: Vec<String> = db
+        .column("select e164::text from public.tenant_phone_numbers")
+        .await;
+    let old = answered(&node, "+16501000080").await;
+    node.stop();
+    db.sql(EVERYTHING_AT_ONCE).await;
+    // Killed while it is at it: nothing of it is in force after that, and everything in the end.
+    for pause in [0, 60] {
+        node.start();
+        let in_hand = node.path("replica/in-hand");
+        until("the batch is on its way", async || {
+            std::fs::read_to_string(&in_hand)
+                .is_ok_and(|text| text.contains(r#""applying":"rows""#))
+        })
+        .await;
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        node.kill();
+    }
+    node.configure(crate::node::AWAY, settings);
+    node.start();
+    node.answering().await;
+    let halfway = answered(&node, "+16501000002").await;
+    node.stop();
+    node.configure(&db.url(), settings);
+    node.start();
+    node.until("/v1/lookup/label?to=%2B16501000002", |reply| {
+        reply.body == "changed"
+    })
+    .await;
+    assert_eq!(halfway, "t1 old 1 UTC", "half a batch");
+    assert!(
+        node.log().contains("reading all numbers in order"),
+        "{}",
+        node.log()
+    );
+    for (e164, answer, right) in answers(&node, &db, &before, 5).await {
+        match right.as_str() {
+            // The last good row stays in force.
+            bad if bad.ends_with("Atlantis") => {
+                assert!(answer.contains(" old "), "{e164}: {answer}, {bad}")
+            }
+            right => assert_eq!(answer, right, "{e164}"),
+        }
+    }
+    assert_eq!(
+        answered(&node, "+16501000080").await,
+        old,
+        "a bad row keeps the last good one"
+    );
+    equal(&node).await;
+    // The same by key, from here on: what was copied in order is understood by everything else.
+    db.sql("update public.tenant_phone_numbers set timezone = 'UTC', label = 'good again' where timezone = 'Nowhere/Atlantis'")
+        .await;
+    node.until("/v1/lookup/label?to=%2B16501000080", |reply| {
+        reply.body == "good again"
+    })
+    .await;
+    equal(&node).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_more_changes_than_are_named_a_loss_is_held_and_the_rest_applied() {
+    let db = Cluster::shared().database().await;
+    db.load_example().await;
+    crowd(&db, 3000).await;
+    let mut node = Node::on(&db, "").await;
+    let before: Vec<String> = db
+        .column("select e164::text from public.tenant_phone_numbers")
+        .await;
+    node.stop();
+    // More rows of the log than are read by name, a table that loses most, and a new number.
+    db.sql(
+        "do $$ begin for i in 1..51 loop
+            insert into sidetone.change (xid, kind, id, at) select pg_current_xact_id(), 'number', '+1' || n, now()
+              from generate_series(1, 1000) n;
+         end loop; end $$;
+         delete from public.tenant_phone_numbers where e164 like '+1650%' and right(e164, 1) in ('0', '2', '4', '6');
+         update public.tenant_phone_numbers set label = 'changed' where right(e164, 1) = '8';
+         insert into public.tenant_phone_numbers (id, tenant_id, e164, label, default_language, timezone)
+           values (gen_random_uuid(), '00000000-0000-4000-8000-000000000001', '+16500999999', 'first', 'es-AR', 'UTC')",
+    )
+    .await;
+    node.start();
+    node.until("/v1/lookup/label?to=%2B16500999999", |reply| {
+        reply.body == "first"
+    })
+    .await;
+    assert!(
+        node.log().contains("reading all numbers in order"),
+        "{}",
+        node.log()
+    );
+    assert_eq!(answered(&node, "+16501000008").await, "t4 changed UTC");
+    assert_eq!(
+        answered(&node, "+16501000002").await,
+        "t1 old 1 UTC",
+        "the loss is not held"
+    );
+    let status = node.admin("GET", "/v1/admin/status", "").await;
+    assert_eq!(status.text("/feed/held/numbers"), "2400", "{status:?}");
+    let refresh = r#"{"scope":"all","accept_loss":true,"wait":true}"#;
+    assert_eq!(
+        node.admin("POST", "/v1/admin/refresh", refresh)
+            .await
+            .status,
+        200
+    );
+    for (e164, answer, right) in answers(&node, &db, &before, 7).await {
+        assert_eq!(answer, right, "{e164}");
+    }
+    equal(&node).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_connection_loses_nothing() {
     let db = Cluster::shared().database().await;
