@@ -403,7 +403,7 @@ async fn every_metric_setting_and_route_that_a_document_names_exists() {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
         );
-        let admin = path.starts_with("/v1/admin/") || path == "/";
+        let admin = path.starts_with("/v1/admin/") || ["/", "/api"].contains(&path.as_str());
         let socket = if admin {
             node.path("admin/admin.sock")
         } else {
