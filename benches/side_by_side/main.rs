@@ -161,7 +161,7 @@ fn main() -> ExitCode {
     let bench = Bench {
         runtime: runtime.expect("a runtime"),
         quick,
-        alternations: if quick { 5 } else { 9 },
+        alternations: 5,
         lasts: Duration::from_millis(if quick { 250 } else { 1500 }),
     };
     let _entered = bench.runtime.enter();
