@@ -129,7 +129,7 @@ async fn a_huge_transaction_arrives_whole_and_a_suspension_does_not_wait_for_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_a_large_batch_is_applied_another_server_is_not_believed_about_suspensions() {
-    let rows = setting("SIDETONE_STORM_ROWS", 30_000) / 2;
+    let rows = setting("SIDETONE_STORM_ROWS", 30_000) * 2;
     let first = Cluster::own(Options::default().tcp());
     let db = first.database().await;
     db.load_example().await;
@@ -174,7 +174,7 @@ async fn while_a_large_batch_is_applied_another_server_is_not_believed_about_sus
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspension_that_was_answered_before_the_first_copy_is_complete_stays_answered() {
-    let rows = setting("SIDETONE_STORM_ROWS", 30_000) / 2;
+    let rows = setting("SIDETONE_STORM_ROWS", 30_000) * 2;
     let db = Cluster::shared().database().await;
     db.load_example().await;
     crowd(&db, 1, rows).await;
