@@ -663,7 +663,7 @@ impl From<ReplicaError> for Missed {
     }
 }
 
-/// What fails for the file's sake is read again: the file may have been opened anew in between.
+/// When the key that seals expires, and the first of all.
 fn tell_expiry(metrics: &Metrics, keys: &[KeyStatus]) {
     let first =
         |keys: &mut dyn Iterator<Item = &KeyStatus>| keys.filter_map(|key| key.expires).min();
@@ -675,6 +675,7 @@ fn tell_expiry(metrics: &Metrics, keys: &[KeyStatus]) {
     told.set_time(KeyRole::Open, first(&mut keys.iter()));
 }
 
+/// What fails for the file's sake is read again: the file may have been opened anew in between.
 fn reread<T>(read: impl Fn() -> Result<T, ReplicaError>) -> Result<T, ReplicaError> {
     let mut found = read();
     for _ in 1..TRIES {

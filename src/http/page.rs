@@ -4,6 +4,8 @@
 //! Always true: no file holds anything of the node, so that all may be loaded without a token; none lets the browser
 //! ask anybody but this node, nor anybody show it within a page of theirs.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use hyper::{Method, StatusCode, header};
 
@@ -36,36 +38,39 @@ const GUARDS: [(&str, &str); 6] = [
     ("cache-control", "no-cache"),
 ];
 
-#[derive(Clone, Copy)]
 struct File {
     path: &'static str,
     media_type: &'static str,
     /// `Content-Security-Policy`
     policy: &'static str,
     bytes: &'static [u8],
+    /// `ETag`, worked out when it is first asked for.
+    tag: OnceLock<String>,
 }
 
 /// A file of the repository under a path.
 macro_rules! file {
-    ($path:literal, $media_type:expr, $policy:expr, $from:literal) => {
-        File {
+    ($path:literal, $media_type:expr, $policy:expr, $from:literal) => {{
+        static FILE: File = File {
             path: $path,
             media_type: $media_type,
             policy: $policy,
             bytes: include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/", $from)),
-        }
-    };
+            tag: OnceLock::new(),
+        };
+        &FILE
+    }};
 }
 
 /// RFC 9512
-const CONTRACT: File = file!(
+static CONTRACT: &File = file!(
     "/openapi.yaml",
     "application/yaml",
     STRICT,
     "docs/openapi.yaml"
 );
 
-const FILES: &[File] = &[
+static FILES: &[&File] = &[
     CONTRACT,
     file!("/api", HTML, RENDERS, "assets/api.html"),
     file!("/assets/api.css", STYLE, RENDERS, "assets/api.css"),
@@ -123,12 +128,14 @@ pub(super) fn description(asked: &Asked) -> Reply {
 }
 
 impl File {
-    fn given_to(self, asked: &Asked) -> Reply {
-        let hash = blake3::hash(self.bytes).to_hex();
-        let tag = format!("\"{}\"", hash.get(..16).unwrap_or_default());
+    fn given_to(&self, asked: &Asked) -> Reply {
+        let tag = self.tag.get_or_init(|| {
+            let hash = blake3::hash(self.bytes).to_hex();
+            format!("\"{}\"", hash.get(..16).unwrap_or_default())
+        });
         let held = asked.headers(header::IF_NONE_MATCH);
         // A 304 has the length of the file that it stands for; its body is not sent.
-        let code = if held.into_iter().any(|held| names_tag(held, &tag)) {
+        let code = if held.into_iter().any(|held| names_tag(held, tag)) {
             StatusCode::NOT_MODIFIED
         } else {
             StatusCode::OK
@@ -138,7 +145,7 @@ impl File {
             Form::File(self.media_type),
             Bytes::from_static(self.bytes),
         )
-        .with(header::ETAG, &tag)
+        .with(header::ETAG, tag)
         .with(header::CONTENT_SECURITY_POLICY, self.policy);
         GUARDS.iter().fold(reply, |reply, (name, value)| {
             reply.with(header::HeaderName::from_static(name), value)
