@@ -781,16 +781,7 @@ async fn every_client_goes_on_over_a_restart_and_shows_that_answers_are_stale() 
     all_told(&mut callers, &question, ("answer", "ok"), TOTAL + SLACK).await;
     // In mid-use: nothing was asked while it was away. It comes back without Postgres.
     node.stop();
-    node.configure(
-        AWAY,
-        "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '600ms'",
-    );
-    node.start();
-    node.answering().await;
-    node.until(&format!("/v1/lookup?to={ACME}"), |reply| {
-        reply.json()["stale"] == true
-    })
-    .await;
+    node.start_stale().await;
     for (name, told) in all(&mut callers, &question).await {
         assert_eq!(told.verdict(), ("answer", "ok"), "{name}");
         assert_eq!(told.get("stale"), "1", "{name}");

@@ -63,12 +63,7 @@ async fn ask_without_end(
             };
             assert_eq!(reply.status, 200, "{reply:?}");
             seen.answered.fetch_add(1, Ordering::Relaxed);
-            if !keep_alive
-                || reply
-                    .headers
-                    .get("connection")
-                    .is_some_and(|value| value == "close")
-            {
+            if !keep_alive || reply.closes() {
                 break;
             }
             first = false;

@@ -50,6 +50,13 @@ impl Reply {
         serde_json::from_str(&self.body).unwrap_or_else(|err| panic!("{err}: {self:?}"))
     }
 
+    /// Whether the connection ends with it.
+    pub(crate) fn closes(&self) -> bool {
+        self.headers
+            .get("connection")
+            .is_some_and(|value| value == "close")
+    }
+
     /// A field of the body by JSON pointer, as text.
     pub(crate) fn text(&self, pointer: &str) -> String {
         match self.json().pointer(pointer) {
@@ -362,6 +369,20 @@ impl Node {
             self.try_get("/healthz")
                 .await
                 .is_ok_and(|reply| reply.status == 200)
+        })
+        .await;
+    }
+
+    /// Starts it with Postgres away; waits until its answers are stale.
+    pub(crate) async fn start_stale(&mut self) {
+        self.configure(
+            AWAY,
+            "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '600ms'",
+        );
+        self.start();
+        self.answering().await;
+        self.until(&format!("/v1/lookup?to={ACME}"), |reply| {
+            reply.json()["stale"] == true
         })
         .await;
     }

@@ -113,12 +113,7 @@ async fn ask_until_gone(
             if !before {
                 seen.after_the_signal.fetch_add(1, Ordering::Relaxed);
             }
-            if !keep_alive
-                || reply
-                    .headers
-                    .get("connection")
-                    .is_some_and(|value| value == "close")
-            {
+            if !keep_alive || reply.closes() {
                 break;
             }
             first = false;

@@ -48,15 +48,21 @@ pub(crate) async fn is_at_peace(browser: &Browser, url: &str) {
     assert!(console.is_empty(), "{console:?}");
 }
 
+/// A browser that shows the page of a node with which all is well, and where that is.
+async fn shown(node: &Node) -> (String, Browser) {
+    let url = tunnel(node).await;
+    let browser = Browser::open("en").await;
+    browser.go(&url).await;
+    browser.until(GOOD).await;
+    (url, browser)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_asks_nobody_but_its_node_and_shows_how_that_is() {
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, BRISK).await;
     node.level().await;
-    let url = tunnel(&node).await;
-    let browser = Browser::open("en").await;
-    browser.go(&url).await;
-    browser.until(GOOD).await;
+    let (url, browser) = shown(&node).await;
     browser
         .reads("#verdict-title", "Answering, level with Postgres")
         .await;
@@ -320,10 +326,7 @@ async fn an_operator_verifies_refreshes_and_lets_a_loss_through_only_when_sure()
     let db = Cluster::shared().database().await;
     let node = Node::with_example(&db, BRISK).await;
     node.level().await;
-    let url = tunnel(&node).await;
-    let browser = Browser::open("en").await;
-    browser.go(&url).await;
-    browser.until(GOOD).await;
+    let (_, browser) = shown(&node).await;
     browser.click("#verify [type=submit]").await;
     browser
         .reads("#order", "Compared tenants: 3, numbers: 3. Differences: 0")
@@ -395,10 +398,7 @@ async fn the_page_says_within_seconds_that_postgres_or_the_node_is_gone_and_is_b
     )
     .await;
     node.level().await;
-    let url = tunnel(&node).await;
-    let browser = Browser::open("en").await;
-    browser.go(&url).await;
-    browser.until(GOOD).await;
+    let (_, browser) = shown(&node).await;
     cluster.stop(Stop::Immediate);
     let told =
         "document.querySelector('#findings').innerText.includes('No connection to Postgres since')";

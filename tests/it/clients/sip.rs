@@ -373,16 +373,7 @@ async fn with_a_fallback_language_calls_go_on_and_are_marked_but_a_no_stays_a_no
     assert_eq!(call.told("X-Sidetone-Language"), ["es-419"], "{call:?}");
     assert_eq!(call.told("X-Sidetone-Tenant"), [""; 0], "{call:?}");
     // Back without Postgres: answered, and told to be old.
-    node.configure(
-        AWAY,
-        "feed.heartbeat_every = '200ms'\nfeed.heartbeat_timeout = '300ms'\nfeed.stale_after = '600ms'",
-    );
-    node.start();
-    node.answering().await;
-    node.until(&format!("/v1/lookup?to={ACME}"), |reply| {
-        reply.json()["stale"] == true
-    })
-    .await;
+    node.start_stale().await;
     let call = proxy.call("+14155550100", "").await;
     assert_eq!(call.told("X-Sidetone-Language"), ["es-AR"], "{call:?}");
     assert_eq!(call.told("X-Sidetone-Stale"), ["1"], "{call:?}");
