@@ -22,8 +22,9 @@ use crate::metrics::Metrics;
 use crate::number::E164;
 use crate::profile::{NumberProfile, TenantProfile};
 
-/// Generations of numbers and of tenants; memory, not correctness, depends on how many.
-const NUMBER_STRIPES: usize = 16 * 1024;
+/// Generations of numbers and of tenants; memory, not correctness, depends on how many. Of numbers about as many as
+/// entries fit by default: each change costs those that share its generation a look into the replica.
+const NUMBER_STRIPES: usize = 64 * 1024;
 const TENANT_STRIPES: usize = 4 * 1024;
 
 /// Of so many answers one looks for its tenant: what is never looked for is the first to be evicted.
@@ -68,16 +69,21 @@ impl Stripes {
         )
     }
 
-    fn step(&self, stripes: impl IntoIterator<Item = usize>) {
-        for stripe in stripes {
-            if let Some(cell) = self.cells.get(stripe) {
-                cell.fetch_add(1, Ordering::AcqRel);
+    /// Once for each stripe, however many fall on it.
+    fn step(&self, which: &Which<impl Hash>) {
+        let step = |cell: &AtomicU64| {
+            cell.fetch_add(1, Ordering::AcqRel);
+        };
+        match which {
+            Which::All => self.cells.iter().for_each(step),
+            Which::These(keys) => {
+                let stripes: BTreeSet<usize> = keys.iter().map(|key| self.of(key)).collect();
+                let cells = stripes
+                    .into_iter()
+                    .filter_map(|stripe| self.cells.get(stripe));
+                cells.for_each(step);
             }
         }
-    }
-
-    fn all(&self) -> impl Iterator<Item = usize> + use<> {
-        0..self.cells.len()
     }
 }
 
@@ -106,16 +112,20 @@ pub type Pair = (Arc<NumberProfile>, Arc<TenantProfile>);
 
 /// What a batch is about to change or has changed.
 #[derive(Debug, Clone)]
-pub enum Touched {
-    /// Everything.
+pub struct Touched {
+    /// Numbers.
+    pub numbers: Which<E164>,
+    /// Tenants. Those whose numbers alone changed are not among them: building one anew costs far more than a number.
+    pub tenants: Which<Uuid>,
+}
+
+/// All, or those that are named.
+#[derive(Debug, Clone)]
+pub enum Which<T> {
+    /// All.
     All,
-    /// What is named.
-    Named {
-        /// Numbers.
-        numbers: Vec<E164>,
-        /// Tenants.
-        tenants: Vec<Uuid>,
-    },
+    /// These alone.
+    These(Vec<T>),
 }
 
 /// A batch that is being committed, until dropped.
@@ -279,31 +289,20 @@ impl Cache {
     }
 
     fn step(&self, touched: &Touched) {
-        match touched {
-            Touched::All => {
-                self.number_generations.step(self.number_generations.all());
-                self.tenant_generations.step(self.tenant_generations.all());
-                self.tenants.invalidate_all();
-            }
-            Touched::Named { numbers, tenants } => {
-                let stripes: BTreeSet<usize> = numbers
-                    .iter()
-                    .map(|n| self.number_generations.of(n))
-                    .collect();
-                self.number_generations.step(stripes);
-                let stripes: BTreeSet<usize> = tenants
-                    .iter()
-                    .map(|id| self.tenant_generations.of(id))
-                    .collect();
-                self.tenant_generations.step(stripes);
-                tenants.iter().for_each(|id| self.tenants.invalidate(id));
-            }
+        self.number_generations.step(&touched.numbers);
+        self.tenant_generations.step(&touched.tenants);
+        match &touched.tenants {
+            Which::All => self.tenants.invalidate_all(),
+            Which::These(tenants) => tenants.iter().for_each(|id| self.tenants.invalidate(id)),
         }
     }
 
     /// Everything kept so far is good no longer.
     pub fn forget_all(&self) {
-        drop(self.changing(Touched::All));
+        drop(self.changing(Touched {
+            numbers: Which::All,
+            tenants: Which::All,
+        }));
         self.numbers.invalidate_all();
     }
 
@@ -376,7 +375,10 @@ mod tests {
     }
 
     fn change(tenants: Vec<Uuid>, numbers: Vec<E164>) -> Touched {
-        Touched::Named { numbers, tenants }
+        Touched {
+            numbers: Which::These(numbers),
+            tenants: Which::These(tenants),
+        }
     }
 
     #[test]
@@ -422,14 +424,32 @@ mod tests {
     }
 
     #[test]
+    fn tenants_stay_in_memory_while_all_numbers_change() {
+        let cache = Cache::new(1 << 20, &Arc::new(Metrics::new().unwrap()));
+        let e164 = number().row.e164;
+        let before = cache.number_generation(&e164);
+        cache.keep_number(&e164, &number(), before);
+        cache.keep_tenant(TENANT, &tenant("first"), cache.tenant_generation(TENANT));
+        let changing = cache.changing(Touched {
+            numbers: Which::All,
+            tenants: Which::These(Vec::new()),
+        });
+        assert!(!cache.number_generation(&e164).is_settled());
+        assert!(cache.tenant(TENANT).is_some());
+        drop(changing);
+        assert!(cache.get(&e164).is_none());
+        cache.keep_number(&e164, &number(), before);
+        assert!(cache.get(&e164).is_none(), "read before the change");
+        cache.forget_all();
+        assert!(cache.tenant(TENANT).is_none());
+    }
+
+    #[test]
     fn a_commit_that_panics_leaves_generations_settled_and_moved_on() {
         let cache = Cache::new(1 << 20, &Arc::new(Metrics::new().unwrap()));
         let id = Uuid::from_u128(7);
         let before = cache.tenant_generation(id);
-        let touched = Touched::Named {
-            numbers: Vec::new(),
-            tenants: vec![id],
-        };
+        let touched = change(vec![id], Vec::new());
         let panicked = catch_unwind(AssertUnwindSafe(|| {
             let _changing = cache.changing(touched);
             assert!(!cache.tenant_generation(id).is_settled());

@@ -17,7 +17,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use crate::admit::{self, AdmissionLimits};
-use crate::cache::{Cache, Touched};
+use crate::cache::{Cache, Touched, Which};
 use crate::change::Cursor;
 use crate::health::{FeedState, Health, Staleness, since_boot};
 use crate::metrics::{KeyRole, Kind, Metrics};
@@ -400,13 +400,13 @@ impl Engine {
     ) -> Result<(Applied, Cursor), ReplicaError> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let applied = self.replica.apply(incoming, terms, |applied| {
-            self.cache.changing(if applied.everything {
-                Touched::All
-            } else {
-                Touched::Named {
-                    numbers: applied.numbers.iter().copied().collect(),
-                    tenants: applied.tenants.iter().copied().collect(),
-                }
+            self.cache.changing(Touched {
+                numbers: if applied.all_numbers {
+                    Which::All
+                } else {
+                    Which::These(applied.numbers.iter().copied().collect())
+                },
+                tenants: Which::These(applied.tenants.iter().copied().collect()),
             })
         });
         // A commit that failed may be on disk all the same: the next one would find nothing to change.

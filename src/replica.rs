@@ -236,12 +236,12 @@ pub struct Applied {
     pub untold: u64,
     /// Tenants whose rows changed.
     pub tenants: BTreeSet<Uuid>,
-    /// Numbers that changed. For a first copy: too many to name, then `everything` is set.
+    /// Numbers that changed, as far as they are named: `all_numbers`.
     pub numbers: BTreeSet<E164>,
     /// Tenants that got, lost or changed a number.
     pub owners: BTreeSet<Uuid>,
-    /// More changed than is named.
-    pub everything: bool,
+    /// More numbers changed than are named.
+    pub all_numbers: bool,
     /// What is wrong now with numbers that are or were faulty.
     pub faults: Vec<(E164, Vec<Fault>)>,
     /// What was held back.

@@ -109,7 +109,7 @@ impl Bell {
 
     pub(super) fn ring_applied(&self, applied: &Applied) {
         self.ring(|| {
-            if applied.everything {
+            if applied.all_numbers {
                 return Touches::all();
             }
             Touches {

@@ -494,7 +494,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         if self.applied.numbers.len() < NAMED {
             self.applied.numbers.extend(e164.parse::<E164>().ok());
         } else {
-            self.applied.everything = true;
+            self.applied.all_numbers = true;
         }
     }
 
