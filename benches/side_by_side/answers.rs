@@ -60,8 +60,8 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             server: Some(pid),
         };
         let ours = world.questions(route);
-        let length = ours.first().map_or(0, |question| question.bytes.len());
-        let echo = Peer::echo(&dir, length, body.len() + 150);
+        let first = ours.first().expect("a number");
+        let echo = Peer::echo(&dir, first.bytes.len(), body.len() + 150);
         let nginx = Peer::nginx(&dir, tcp_port, &body);
         let answers = (0..world.numbers).map(|number| {
             let e164 = World::e164(number);
@@ -78,20 +78,8 @@ pub(crate) fn measure(bench: &Bench) -> Section {
                 proof: e164.into_bytes(),
             }
         });
-        let echo_asks = ours.iter().take(1).map(|question| Question {
-            bytes: question.bytes.clone(),
-            proof: b"x".to_vec(),
-        });
         let mut kept = vec![
-            (
-                "echo",
-                target(
-                    echo.pid(),
-                    unix(&echo.socket),
-                    Framing::Fixed(body.len() + 150),
-                    echo_asks.collect(),
-                ),
-            ),
+            ("echo", echo.echoed(first, body.len() + 150)),
             (
                 "sidetone",
                 target(node.pid(), unix(&node.unix()), Framing::Http, ours.clone()),

@@ -1,12 +1,14 @@
-//! What a caller notices of whatever else the node does: the p99 of a moderate, steady load, with and without it.
+//! What a caller notices of whatever else the node does: the p99 of a moderate, steady load, with and without it, and
+//! what the same load notices of it at the same time that asks the echo, which has nothing to do with the node.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cluster::{Cluster, Db, Options, Stop};
+use crate::cluster::{Cluster, Db, Options, Stop, scratch};
 use crate::load::{self, Target};
 use crate::node::Node;
+use crate::peers::Peer;
 use crate::plot;
 use crate::report::{Section, Series, median};
 use crate::world::World;
@@ -15,6 +17,8 @@ use crate::{Bench, ours};
 /// Questions per second, a telephony node's busy hour many times over and far from saturation.
 const RATE: f64 = 2_000.0;
 const CALLERS: usize = 8;
+/// Bytes of the echo's answer: about as many as a number's.
+const ANSWER: usize = 1_400;
 
 pub(crate) fn measure(bench: &Bench) -> Section {
     let (world, more) = (bench.usual(), bench.large());
@@ -22,11 +26,12 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let db = bench.runtime.block_on(cluster.database());
     bench.runtime.block_on(world.fill(&db));
     let node = bench.node(&db, "");
-    let target = ours(&node, world.questions("/v1/lookup"));
-    load::warm(&target);
+    let scene = Scene::new(&node, ours(&node, world.questions("/v1/lookup")));
     let mut section = Section::new(
         "The p99 of 2 000 questions per second on 8 connections (open loop), with and without something else going on. \
-         Load client, Postgres and node share the machine, so that what the others take from the cores is in the figures too.",
+         Load clients, Postgres and node share the machine, so that what the others take from the cores is in the figures too. \
+         How much that is the echo tells, a process by itself that is asked as often, on 8 connections of its own, at the same time: \
+         what happens to its answers is not the node's doing.",
     );
 
     let mut rates = Vec::new();
@@ -34,7 +39,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         bench,
         &mut section,
         "1 000 changes per second arrive",
-        (&node, &target),
+        &scene,
         || Writer::start(bench, &db, world),
         |writer| rates.push(writer.stop()),
     );
@@ -51,7 +56,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             "{} changed numbers are taken in",
             plot::readable(f64::from(world.numbers))
         ),
-        (&node, &target),
+        &scene,
         || {
             round += 1;
             bench.runtime.block_on(async {
@@ -67,7 +72,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         bench,
         &mut section,
         "Postgres is down",
-        (&node, &target),
+        &scene,
         || cluster.stop(Stop::Immediate),
         |()| cluster.start(),
     );
@@ -83,7 +88,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             "another node on this machine makes its first copy of {} numbers",
             plot::readable(f64::from(more.numbers))
         ),
-        (&node, &target),
+        &scene,
         || {
             let mut node = Node::prepare(&large.url(), crate::SETTINGS);
             node.start();
@@ -100,33 +105,69 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     section
 }
 
+/// A node that is asked, and an echo of its answers.
+pub(crate) struct Scene<'n> {
+    node: &'n Node,
+    target: Target,
+    limit: Target,
+    _echo: Peer,
+}
+
+impl<'n> Scene<'n> {
+    /// With every number in memory.
+    pub(crate) fn new(node: &'n Node, target: Target) -> Self {
+        load::warm(&target);
+        let first = target.questions.first().expect("a number");
+        let echo = Peer::echo(&scratch("echo"), first.bytes.len(), ANSWER);
+        Self {
+            node,
+            limit: echo.echoed(first, ANSWER),
+            target,
+            _echo: echo,
+        }
+    }
+}
+
 /// Alternates between nothing and something, which begins before its measurement and ends after it.
 pub(crate) fn beside<T>(
     bench: &Bench,
     section: &mut Section,
     what: &str,
-    (node, target): (&Node, &Target),
+    scene: &Scene<'_>,
     mut begin: impl FnMut() -> T,
     mut end: impl FnMut(T),
 ) {
-    let (mut alone, mut beside) = (Series::default(), Series::default());
-    let lasts = bench.lasts * 2;
+    let mut series: [Series; 4] = Default::default();
+    let ask = |series: &mut [Series]| {
+        let targets = [&scene.target, &scene.limit];
+        let both = load::open_both(targets, CALLERS, bench.lasts * 2, RATE);
+        for (series, measured) in series.iter_mut().zip(&both) {
+            series.add(measured);
+        }
+    };
     for _ in 0..bench.alternations {
-        bench.runtime.block_on(node.level());
-        alone.add(&load::open(target, CALLERS, lasts, RATE));
+        bench.runtime.block_on(scene.node.level());
+        ask(&mut series[..2]);
         let going_on = begin();
-        beside.add(&load::open(target, CALLERS, lasts, RATE));
+        ask(&mut series[2..]);
         end(going_on);
     }
-    let ratio = beside.p99() / alone.p99();
-    section.keep(
-        what,
-        vec![
-            ("nothing else".to_owned(), alone),
-            ("meanwhile".to_owned(), beside),
-        ],
-    );
-    section.at_most(format!("p99 while {what} / p99 alone"), ratio, 1.5);
+    let [alone, limit_alone, beside, limit] = &series;
+    let (ours, machine) = (beside.p99() / alone.p99(), limit.p99() / limit_alone.p99());
+    section.tell(&format!(
+        "While {what}, the p99 of the echo is {} times that alone; that of sidetone is {} times that of the echo.",
+        plot::readable(machine),
+        plot::readable(beside.p99() / limit.p99()),
+    ));
+    let names = [
+        "sidetone, nothing else",
+        "echo, nothing else",
+        "sidetone, meanwhile",
+        "echo, meanwhile",
+    ];
+    let named = names.map(str::to_owned).into_iter().zip(series.clone());
+    section.keep(what, named.collect());
+    section.at_most(format!("p99 while {what} / p99 alone"), ours, 1.5);
 }
 
 /// Commits a thousand changes per second until stopped.

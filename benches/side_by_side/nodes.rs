@@ -1,4 +1,5 @@
-//! What many nodes on one Postgres cost its writers, and how often a node pulls.
+//! What many nodes on one Postgres cost its writers, beside as many connections that listen and do nothing, and how often a
+//! node pulls.
 
 use std::time::{Duration, Instant};
 
@@ -13,9 +14,18 @@ const BURST: u32 = 100;
 /// A node that has not pulled for this long has nothing left to pull for.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// A Postgres with its writer and the nodes that follow it.
+/// Who follows a Postgres, and how many of them.
+#[derive(Debug, Clone, Copy)]
+enum Followers {
+    Nodes(usize),
+    Listeners(usize),
+}
+
+/// A Postgres with its writer and those who follow it.
 struct Fleet {
     nodes: Vec<Node>,
+    /// Connections that listen, and nothing else: what Postgres itself does for whoever wants to hear.
+    listeners: Vec<Session>,
     writer: Session,
     /// Seconds of each COMMIT.
     commits: Vec<f64>,
@@ -29,9 +39,15 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let counts: &[usize] = if bench.quick { &[1, 10] } else { &[1, 10, 100] };
     let mut section = Section::new(&format!(
         "Clusters with so many nodes each, written to in turn. A COMMIT changes one number, each by itself; then how often a node \
-         pulls because the doorbell rang: for one transaction of {BURST} changes, and for {BURST} transactions one after the other.",
+         pulls because the doorbell rang: for one transaction of {BURST} changes, and for {BURST} transactions one after the other. \
+         Beside each, a cluster with as many connections that listen and do nothing when they hear: what Postgres itself and the \
+         machine take for telling them.",
     ));
-    let clusters: Vec<Cluster> = counts
+    let followers = counts
+        .iter()
+        .flat_map(|count| [Followers::Nodes(*count), Followers::Listeners(*count)]);
+    let followers: Vec<Followers> = followers.collect();
+    let clusters: Vec<Cluster> = followers
         .iter()
         .map(|_| Cluster::own(Options::default()))
         .collect();
@@ -43,62 +59,81 @@ pub(crate) fn measure(bench: &Bench) -> Section {
             db
         })
         .collect();
-    let mut fleets: Vec<Fleet> = counts
+    let mut fleets: Vec<Fleet> = followers
         .iter()
         .zip(&databases)
-        .map(|(count, db)| Fleet::start(bench, db, *count))
+        .map(|(followers, db)| Fleet::start(bench, db, *followers))
         .collect();
     for _ in 0..bench.alternations {
         for fleet in &mut fleets {
             fleet.commit(bench, 20);
+            if fleet.nodes.is_empty() {
+                continue;
+            }
             let pulls = fleet.pulls(bench, Fleet::transaction);
             fleet.for_one.push(pulls);
             let pulls = fleet.pulls(bench, Fleet::burst);
             fleet.for_burst.push(pulls);
         }
     }
-    let mut rows = "| nodes | median COMMIT ms | pulls per node, one transaction | pulls per node, burst |\n|--:|--:|--:|--:|".to_owned();
-    for fleet in &fleets {
+    let mut rows = "| nodes | median COMMIT ms | with as many that only listen | pulls per node, one transaction | pulls per node, burst |\n\
+                    |--:|--:|--:|--:|--:|"
+        .to_owned();
+    let (mut alone, mut alone_listening) = (f64::NAN, f64::NAN);
+    for (count, pair) in counts.iter().zip(fleets.chunks(2)) {
+        let [fleet, listeners] = pair else { continue };
+        let (commit, listening) = (median(&fleet.commits), median(&listeners.commits));
         let values = [
-            median(&fleet.commits) * 1e3,
+            commit * 1e3,
+            listening * 1e3,
             median(&fleet.for_one),
             median(&fleet.for_burst),
         ];
-        let [commit, one, burst] = values.map(plot::readable);
-        rows += &format!("\n| {} | {commit} | {one} | {burst} |", fleet.nodes.len());
-    }
-    section.tell(&rows);
-    if let [alone, others @ ..] = &fleets[..] {
-        for fleet in others {
-            section.at_most(
-                format!(
-                    "median COMMIT of a writer, {} nodes / 1 node",
-                    fleet.nodes.len()
-                ),
-                median(&fleet.commits) / median(&alone.commits),
-                1.05,
-            );
+        let [ms, listening_ms, one, burst] = values.map(plot::readable);
+        rows += &format!("\n| {count} | {ms} | {listening_ms} | {one} | {burst} |");
+        if *count == 1 {
+            (alone, alone_listening) = (commit, listening);
+            continue;
         }
-    }
-    if let Some(most) = fleets.last() {
-        let count = most.nodes.len();
+        section.at_most(
+            format!("median COMMIT of a writer, {count} nodes / 1 node"),
+            commit / alone,
+            1.05,
+        );
+        section.tell(&format!(
+            "With {count} connections that only listen, a COMMIT takes {} times what it takes with one.",
+            plot::readable(listening / alone_listening)
+        ));
         section.at_most(
             format!("pulls per node for one transaction, {count} nodes"),
-            median(&most.for_one),
+            median(&fleet.for_one),
             1.0,
         );
         section.at_most(
             format!("pulls per node and commit in a burst of {BURST} commits, {count} nodes"),
-            median(&most.for_burst) / f64::from(BURST),
+            median(&fleet.for_burst) / f64::from(BURST),
             1.0,
         );
     }
+    section.tell(&rows);
     section
 }
 
 impl Fleet {
-    fn start(bench: &Bench, db: &Db<'_>, count: usize) -> Self {
-        let nodes: Vec<Node> = (0..count)
+    fn start(bench: &Bench, db: &Db<'_>, followers: Followers) -> Self {
+        let (nodes, listeners) = match followers {
+            Followers::Nodes(count) => (count, 0),
+            Followers::Listeners(count) => (0, count),
+        };
+        let listeners = (0..listeners).map(|_| {
+            bench.runtime.block_on(async {
+                let session = db.as_sidetone().await;
+                session.sql("listen sidetone").await;
+                session
+            })
+        });
+        let listeners = listeners.collect();
+        let nodes: Vec<Node> = (0..nodes)
             .map(|_| {
                 let mut node = Node::prepare(&db.url(), SETTINGS);
                 node.start();
@@ -110,6 +145,7 @@ impl Fleet {
         }
         Self {
             nodes,
+            listeners,
             writer: bench.runtime.block_on(db.session()),
             commits: Vec::new(),
             for_one: Vec::new(),
@@ -179,8 +215,12 @@ impl Fleet {
         }
     }
 
-    /// Waits until every node answers with the last change.
+    /// Waits until every node answers with the last change, and everybody else has heard of it.
     fn settled(&self, bench: &Bench) {
+        for listener in &self.listeners {
+            let heard = bench.runtime.block_on(listener.notifications());
+            assert_eq!(heard.len(), 1, "a commit rings once");
+        }
         let digits = World::e164(self.changes % World::SMALL.numbers).replace('+', "%2B");
         let (path, label) = (
             format!("/v1/lookup/label?to={digits}"),

@@ -6,6 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -13,7 +14,7 @@ use postgres_protocol::IsNull;
 use postgres_protocol::message::frontend;
 use rustix::process::{Pid, Signal};
 
-use crate::load::Question;
+use crate::load::{At, Framing, Question, Target};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -77,6 +78,21 @@ impl Peer {
             .arg(request.to_string())
             .arg(answer.to_string());
         Self::start(command, socket, dir)
+    }
+
+    /// The load of [`echo`](Self::echo) that asks this question and gets so many bytes.
+    pub(crate) fn echoed(&self, question: &Question, answer: usize) -> Target {
+        Target {
+            at: At::Unix(self.socket.clone()),
+            framing: Framing::Fixed(answer),
+            questions: Arc::new(vec![Question {
+                bytes: question.bytes.clone(),
+                proof: b"x".to_vec(),
+            }]),
+            hello: Vec::new(),
+            fresh: false,
+            server: Some(self.pid()),
+        }
     }
 
     /// nginx with a worker for each core: `/text` from its configuration, `/file` from a file.

@@ -7,9 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
-use crate::calm::beside;
+use crate::calm::{Scene, beside};
 use crate::cluster::{Cluster, Options};
-use crate::load;
 use crate::node::Node;
 use crate::report::{Section, Series};
 use crate::world::World;
@@ -25,8 +24,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
     let db = bench.runtime.block_on(cluster.database());
     bench.runtime.block_on(bench.usual().fill(&db));
     let node = bench.node(&db, "http.max_connections = 4096\n");
-    let target = ours(&node, bench.usual().questions("/v1/lookup"));
-    load::warm(&target);
+    let scene = Scene::new(&node, ours(&node, bench.usual().questions("/v1/lookup")));
     let mut section = Section::new(
         "The load of the part before, with and without 1 000 connections that watch a number each (`GET /v1/watch`). Every one has \
          to have the status 200 before the measurement, and to stand after it.",
@@ -35,7 +33,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         bench,
         &mut section,
         "1 000 watchers are connected",
-        (&node, &target),
+        &scene,
         || Watchers::connect(bench, &node),
         |watchers| watchers.end(bench, &node),
     );
