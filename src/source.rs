@@ -268,6 +268,8 @@ pub struct Session {
     pub server_version: String,
     /// Connected to a standby: no LISTEN there.
     pub recovery: bool,
+    /// Whether texts are ordered by their bytes where nothing else is said.
+    orders_by_bytes: bool,
     /// The server that the session was opened with.
     pub identity: Identity,
     backend_pid: i32,
@@ -345,6 +347,7 @@ impl Session {
             statement_timeout: target.statement_timeout,
             server_version: String::new(),
             recovery: false,
+            orders_by_bytes: false,
             identity: Identity::default(),
             backend_pid: 0,
         };
@@ -365,6 +368,7 @@ impl Session {
         self.backend_pid = row.try_get(3).map_err(read)?;
         self.identity = parse(DOING, &row.try_get::<_, String>(4).map_err(read)?)?;
         self.recovery = self.identity.recovery;
+        self.orders_by_bytes = row.try_get(5).map_err(read)?;
         if encoding != "UTF8" {
             return Err(SourceError::Encoding(encoding));
         }
@@ -685,8 +689,12 @@ impl Session {
         chunk: &mut Chunk,
         to: &mpsc::Sender<Vec<Row>>,
     ) -> Result<(), SourceError> {
-        self.numbers::<Uuid>(&sql::ALL_NUMBERS, None, chunk, to)
-            .await
+        let query = if self.orders_by_bytes {
+            &sql::ALL_NUMBERS_AS_INDEXED
+        } else {
+            &sql::ALL_NUMBERS
+        };
+        self.numbers::<Uuid>(query, None, chunk, to).await
     }
 
     /// All numbers, or those named, in the form that costs less.

@@ -233,6 +233,11 @@ pub(super) const ALL_NUMBERS: Numbers = numbers_where!(concat!(
     " order by n.e164 collate \"C\""
 ));
 
+/// The same where that is the database's own order: its index has them in it, and nothing is sorted before the first
+/// one comes.
+pub(super) const ALL_NUMBERS_AS_INDEXED: Numbers =
+    numbers_where!(concat!(held_number!("$1"), " order by n.e164"));
+
 /// Numbers of tenants: `$1` tenants, `$2` tenants held. In the order of tenant and number.
 pub(super) const NUMBERS_OF: Numbers = numbers_where!(concat!(
     "n.tenant_id = any($1::uuid[]) and ",
@@ -276,7 +281,7 @@ pub(super) const SESSION: &str = concat!(
     "select current_setting('server_version'), current_setting('server_encoding'),
      to_regclass('sidetone.meta') is not null and to_regclass('sidetone.change') is not null, pg_backend_pid(), ",
     identity!(),
-    "::text"
+    "::text, (select datcollate in ('C', 'POSIX') from pg_database where datname = current_database())"
 );
 
 /// How far the primary has written: a standby that has replayed this holds everything that had committed.

@@ -492,6 +492,16 @@ impl Cluster {
         self.create("template template0").await
     }
 
+    /// As [`database`](Self::database), with another order of texts than the cluster's.
+    pub(crate) async fn database_of_locale(&self, locale: &str) -> Db<'_> {
+        let db = self
+            .create(&format!("template template0 locale '{locale}'"))
+            .await;
+        db.migrate().await;
+        db.sql(include_str!("../../deploy/sql/roles.sql")).await;
+        db
+    }
+
     async fn create(&self, options: &str) -> Db<'_> {
         let name = format!("t{}", SERIAL.fetch_add(1, Ordering::Relaxed));
         self.admin()

@@ -428,6 +428,53 @@ async fn whatever_became_of_numbers_while_a_node_was_away_ends_equal_and_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn all_numbers_are_taken_in_whatever_order_the_database_has() {
+    let cluster = Cluster::own(Options::default().set("log_statement", "all"));
+    let sorted = || {
+        let by_bytes = "from public.tenant_phone_numbers n where ";
+        let log = cluster.log();
+        let mut all = log.split(by_bytes).skip(1);
+        all.any(|rest| {
+            rest.lines()
+                .next()
+                .unwrap_or_default()
+                .ends_with("order by n.e164 collate \"C\"")
+        })
+    };
+    let of_bytes = cluster.database().await;
+    let odd = cluster.database().await;
+    // Shorter numbers first, as no byte order has them.
+    odd.sql(
+        "create collation numerically (provider = icu, locale = 'en-u-kn-true');
+         alter table public.tenant_phone_numbers alter column e164 type varchar(20) collate numerically",
+    )
+    .await;
+    let of_people = cluster.database_of_locale("C.UTF-8").await;
+    for (db, sorts) in [(&of_bytes, false), (&odd, false), (&of_people, true)] {
+        db.load_example().await;
+        crowd(db, 3000).await;
+        db.sql("update public.tenant_phone_numbers set e164 = e164 || '0' where e164 like '+1650%' and right(e164, 1) = '4'")
+            .await;
+        let mut node = Node::on(db, "").await;
+        equal(&node).await;
+        node.stop();
+        db.sql("update public.tenant_phone_numbers set label = 'changed' where e164 like '+1650%'")
+            .await;
+        node.start();
+        for e164 in ["16501000006", "165010000040"] {
+            node.until(&format!("/v1/lookup/label?to=%2B{e164}"), |reply| {
+                reply.body == "changed"
+            })
+            .await;
+        }
+        let log = node.log();
+        assert!(log.contains("reading all numbers in order"), "{log}");
+        equal(&node).await;
+        assert_eq!(sorted(), sorts, "who sorts");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_more_changes_than_are_named_a_loss_is_held_and_the_rest_applied() {
     let db = Cluster::shared().database().await;
     db.load_example().await;
