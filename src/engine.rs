@@ -705,7 +705,7 @@ fn judged(
     resolve: impl FnOnce() -> Result<TenantProfile, Refusal>,
 ) -> Vec<Fault> {
     match unpanicked(resolve) {
-        Some(Ok(profile)) => profile.faults,
+        Some(Ok(profile)) => profile.faults.clone(),
         Some(Err(_)) => known,
         None => [known, vec![poison(Table::Tenants, id.to_string(), false)]].concat(),
     }

@@ -3,6 +3,7 @@
 //! A profile never changes after it is made; a change to its rows makes a new one.
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 
 use jiff::Timestamp;
@@ -115,12 +116,31 @@ impl NumberProfile {
 /// What stands around the texts of a number in an answer.
 const WRITTEN_KEYS: usize = 128;
 
-/// What the cache itself and the allocator spend on an entry.
-const ENTRY_OVERHEAD: usize = 256;
+/// What the cache itself and the allocator spend on an entry, as measured (`cache::tests`).
+pub const ENTRY_OVERHEAD: usize = 512;
 
-/// Everything of a tenant that its numbers share.
+/// Everything of a tenant that its numbers share. In a box: whoever knows one weakly keeps no more of it in memory than
+/// the pointer.
 #[derive(Debug)]
-pub struct TenantProfile {
+pub struct TenantProfile(Box<TenantParts>);
+
+impl From<TenantParts> for TenantProfile {
+    fn from(parts: TenantParts) -> Self {
+        Self(Box::new(parts))
+    }
+}
+
+impl Deref for TenantProfile {
+    type Target = TenantParts;
+
+    fn deref(&self) -> &TenantParts {
+        &self.0
+    }
+}
+
+/// What a [`TenantProfile`] is made of.
+#[derive(Debug)]
+pub struct TenantParts {
     /// Whose the number is.
     pub owner: Once,
     /// Model, transcription and recording, where no binding decides them.

@@ -17,8 +17,8 @@ use crate::admit;
 use crate::condition;
 use crate::hours::BusinessHours;
 use crate::profile::{
-    CompiledBinding, CompiledPrompt, CompiledVersion, NumberProfile, Once, OpenedCredential,
-    Refusal, RowRevision, TenantProfile, WithheldCredential,
+    CompiledBinding, CompiledPrompt, CompiledVersion, ENTRY_OVERHEAD, NumberProfile, Once,
+    OpenedCredential, Refusal, RowRevision, TenantParts, TenantProfile, WithheldCredential,
 };
 use crate::row::{
     Binding, Bundle, Credential, Fault, NumberRecord, Prompt, Reason, Settings, Table, TenantRecord,
@@ -104,7 +104,7 @@ pub fn tenant(
     opened.sort_by(|a, b| (&a.provider, &a.name).cmp(&(&b.provider, &b.name)));
     withheld.sort_by(|a, b| (&a.provider, &a.name).cmp(&(&b.provider, &b.name)));
 
-    let mut profile = TenantProfile {
+    let mut profile = TenantParts {
         owner: Once::default(),
         models: Once::default(),
         tenant_revision: revision(&tenant)?,
@@ -130,7 +130,7 @@ pub fn tenant(
         bytes: 0,
     };
     profile.bytes = weigh(&profile, &record.bundle);
-    Ok(profile)
+    Ok(profile.into())
 }
 
 /// A number's own part of a profile.
@@ -312,8 +312,8 @@ fn layers(prompts: &[CompiledPrompt]) -> usize {
 
 /// What a profile takes in memory, estimated: the texts and the structs around them. Rules are taken at the size of
 /// the JSON they were read from, twice.
-fn weigh(profile: &TenantProfile, bundle: &Bundle) -> usize {
-    let mut bytes = size_of::<TenantProfile>();
+fn weigh(profile: &TenantParts, bundle: &Bundle) -> usize {
+    let mut bytes = size_of::<TenantParts>().saturating_add(ENTRY_OVERHEAD);
     let mut add = |more: usize| bytes = bytes.saturating_add(more);
     for text in [
         &profile.tenant.name,

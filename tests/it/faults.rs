@@ -208,7 +208,7 @@ pub(crate) async fn ordeal(seconds: u64, kills: bool, watch: impl AsyncFnOnce(Pa
         &node,
         Some(&authority),
         &url,
-        "feed.heartbeat_every = '500ms'\nfeed.heartbeat_timeout = '700ms'\nfeed.stale_after = '2s'\nlog.filter = 'info'",
+        "feed.heartbeat_every = '500ms'\nfeed.heartbeat_timeout = '700ms'\nfeed.stale_after = '2s'\nlog.filter = 'info'\ncache.max_bytes = '64MiB'",
     );
     node.start();
     node.synced().await;
