@@ -28,8 +28,8 @@ use crate::condition;
 use crate::hours::BusinessHours;
 use crate::number::E164;
 use crate::row::{
-    Binding, Bundle, Credential, DocHash, Fault, Number, NumberRecord, NumberRef, Prompt, Reason,
-    Scope, Settings, Table, Tenant, TenantRecord, Version, Withheld,
+    Binding, Bundle, Credential, DocHash, Fault, Number, NumberRecord, Prompt, Reason, Scope,
+    Settings, Table, Tenant, TenantRecord, Version, Withheld,
 };
 
 /// Most faults one document keeps; the rest is counted in one more.
@@ -113,12 +113,12 @@ pub(crate) fn number_of_hash<'d>(
             before,
         }
     };
-    if let Some(number) = read.and_then(|row| plain_number(e164, &row, usual).map(Number::from)) {
+    if let Some(number) = read.and_then(|row| plain_number(e164, &row, usual)) {
         return good(number);
     }
     let document = document();
     let plain = serde_json::from_str(&document).ok();
-    if let Some(number) = plain.and_then(|row| plain_number(e164, &row, usual).map(Number::from)) {
+    if let Some(number) = plain.and_then(|row| plain_number(e164, &row, usual)) {
         return good(number);
     }
     let row = Row::read(&document);
@@ -247,11 +247,7 @@ pub struct Plain<'a> {
 
 /// What [`read_number`] says of a good document, in one pass: a copy of everything reads millions. `None` where that may
 /// see more in it, or say what is wrong.
-pub(crate) fn plain_number<'a>(
-    key: &str,
-    row: &Plain<'a>,
-    usual: &'a mut Usual,
-) -> Option<NumberRef<'a>> {
+fn plain_number(key: &str, row: &Plain<'_>, usual: &mut Usual) -> Option<Number> {
     let good = row.e164 == key
         && fits(row.e164, 20)
         && row.label.is_none_or(|label| fits(label, 100))
@@ -262,14 +258,14 @@ pub(crate) fn plain_number<'a>(
     if !good {
         return None;
     }
-    Some(NumberRef {
+    Some(Number {
         id: row.id,
         tenant_id: row.tenant_id,
         e164: row.e164.parse().ok()?,
-        label: row.label,
-        default_language: row.default_language,
-        default_voice: row.default_voice,
-        timezone: usual.zone(row.timezone)?,
+        label: row.label.map(str::to_owned),
+        default_language: row.default_language.to_owned(),
+        default_voice: row.default_voice.map(str::to_owned),
+        timezone: usual.zone(row.timezone)?.to_owned(),
         active: row.active.unwrap_or(true),
     })
 }

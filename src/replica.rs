@@ -148,7 +148,7 @@ use ordered::Here;
 use store::{NotOpen, Open, Store};
 use suspect::Marker;
 pub(crate) use suspect::{Hand, InHand, Version};
-use writer::{Lendable, Writer};
+use writer::{Index, Writer};
 pub(crate) use writer::{poison, unpanicked};
 
 /// What happened while opening, for the log.
@@ -712,9 +712,9 @@ impl Replica {
         self.marker.take(Hand::Applying, InHand::Rows);
         let (applied, next) = std::thread::scope(|beside| {
             let mut writer = Writer {
-                numbers: Lendable::Here(tried!("writing", txn.open_table(NUMBERS))?),
+                numbers: tried!("writing", txn.open_table(NUMBERS))?,
                 tenants: tried!("writing", txn.open_table(TENANTS))?,
-                index: Lendable::Here(tried!("writing", txn.open_table(INDEX))?),
+                index: Index::Here(tried!("writing", txn.open_table(INDEX))?),
                 beside,
                 faulty: tried!("writing", txn.open_table(FAULTY))?,
                 key: &self.key,
@@ -726,7 +726,6 @@ impl Replica {
                 index_to_put: Vec::new(),
                 at_peace: !self.marker.knows_any(),
                 usual: admit::Usual::default(),
-                plain: Vec::new(),
                 applied: Applied::default(),
                 group: None,
                 finished: BTreeSet::new(),
@@ -736,7 +735,7 @@ impl Replica {
             };
             let before = (
                 tried!("counting", writer.tenants.len())?,
-                tried!("counting", writer.numbers.here()?.len())?,
+                tried!("counting", writer.numbers.len())?,
             );
             if terms.cover.all_numbers {
                 writer.here = Some(Here::new(&self.view()?.numbers)?);
@@ -1006,24 +1005,16 @@ fn number_value(
     e164: &str,
     record: &NumberRecord,
 ) -> Result<Vec<u8>, ReplicaError> {
+    let aad = number_aad(tenant, e164, Some(record.hash));
     let plain = match plain::write(e164, record) {
         Some(bytes) => bytes,
         None => serde_json::to_vec(record).map_err(|_| ReplicaError::Seal)?,
     };
-    sealed_number(key, (tenant, e164, record.hash), &plain)
-}
-
-fn sealed_number(
-    key: &DataKey,
-    (tenant, e164, hash): (Uuid, &str, DocHash),
-    plain: &[u8],
-) -> Result<Vec<u8>, ReplicaError> {
-    let aad = number_aad(tenant, e164, Some(hash));
     let mut value = Vec::with_capacity(plain.len().saturating_add(96));
     value.extend_from_slice(tenant.as_bytes());
     value.push(WITH_HASH);
-    value.extend_from_slice(&hash.0);
-    key.seal_onto(&aad, plain, &mut value)
+    value.extend_from_slice(&record.hash.0);
+    key.seal_onto(&aad, &plain, &mut value)
         .map_err(|_| ReplicaError::Seal)?;
     Ok(value)
 }

@@ -91,57 +91,6 @@ pub struct Number {
     pub active: bool,
 }
 
-/// A [`Number`] whose texts stand elsewhere: a copy of everything reads millions.
-#[derive(Debug, Clone, Copy)]
-pub struct NumberRef<'a> {
-    /// As in [`Number`], like all that follow.
-    pub id: Uuid,
-    /// The tenant that owns the number.
-    pub tenant_id: Uuid,
-    /// The number itself.
-    pub e164: E164,
-    /// Free text for people.
-    pub label: Option<&'a str>,
-    /// BCP 47 tag.
-    pub default_language: &'a str,
-    /// Voice of the text-to-speech provider.
-    pub default_voice: Option<&'a str>,
-    /// IANA zone name.
-    pub timezone: &'a str,
-    /// Whether the number answers.
-    pub active: bool,
-}
-
-impl<'a> From<&'a Number> for NumberRef<'a> {
-    fn from(row: &'a Number) -> Self {
-        Self {
-            id: row.id,
-            tenant_id: row.tenant_id,
-            e164: row.e164,
-            label: row.label.as_deref(),
-            default_language: &row.default_language,
-            default_voice: row.default_voice.as_deref(),
-            timezone: &row.timezone,
-            active: row.active,
-        }
-    }
-}
-
-impl From<NumberRef<'_>> for Number {
-    fn from(row: NumberRef<'_>) -> Self {
-        Self {
-            id: row.id,
-            tenant_id: row.tenant_id,
-            e164: row.e164,
-            label: row.label.map(str::to_owned),
-            default_language: row.default_language.to_owned(),
-            default_voice: row.default_voice.map(str::to_owned),
-            timezone: row.timezone.to_owned(),
-            active: row.active,
-        }
-    }
-}
-
 /// What a prompt applies to, from general to special: the order of the stack within one priority.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scope {

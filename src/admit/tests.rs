@@ -77,7 +77,7 @@ fn a_number_read_in_one_pass_is_the_one_that_is_read_column_by_column() {
         let document = document.to_string();
         let slow = Row::read(&document).and_then(|row| read_number(ACME_NUMBER, &row));
         let row: Option<Plain<'_>> = serde_json::from_str(&document).ok();
-        match row.and_then(|row| plain_number(ACME_NUMBER, &row, &mut usual).map(Number::from)) {
+        match row.and_then(|row| plain_number(ACME_NUMBER, &row, &mut usual)) {
             Some(number) => {
                 assert_eq!(Ok(number), slow, "{document}");
                 read += 1;

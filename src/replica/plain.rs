@@ -6,7 +6,7 @@
 
 use uuid::Uuid;
 
-use crate::row::{DocHash, Number, NumberRecord, NumberRef};
+use crate::row::{DocHash, Number, NumberRecord};
 
 const MARK_WITH_HASH: u8 = 1;
 const MARK: u8 = 2;
@@ -34,22 +34,15 @@ pub(super) fn write(e164: &str, record: &NumberRecord) -> Option<Vec<u8>> {
         return None;
     }
     let mut bytes = Vec::with_capacity(192);
-    write_first(e164, row.into(), &mut bytes)?;
-    if let Some(before) = before {
-        write_row(e164, before.as_ref().into(), &mut bytes)?;
+    bytes.push(MARK);
+    for row in [Some(row), before.as_deref()].into_iter().flatten() {
+        write_row(e164, row, &mut bytes)?;
     }
     Some(bytes)
 }
 
-/// The form of a good row with none before it, in place of what stands in `bytes`. `None` as of [`write`].
-pub(super) fn write_first(e164: &str, row: NumberRef<'_>, bytes: &mut Vec<u8>) -> Option<()> {
-    bytes.clear();
-    bytes.push(MARK);
-    write_row(e164, row, bytes)
-}
-
-fn write_row(e164: &str, row: NumberRef<'_>, bytes: &mut Vec<u8>) -> Option<()> {
-    let NumberRef {
+fn write_row(e164: &str, row: &Number, bytes: &mut Vec<u8>) -> Option<()> {
+    let Number {
         id,
         tenant_id,
         e164: of,
@@ -66,9 +59,14 @@ fn write_row(e164: &str, row: NumberRef<'_>, bytes: &mut Vec<u8>) -> Option<()> 
     bytes.extend_from_slice(id.as_bytes());
     bytes.extend_from_slice(tenant_id.as_bytes());
     bytes.push(
-        flag(active, ACTIVE) | flag(label.is_some(), LABEL) | flag(default_voice.is_some(), VOICE),
+        flag(*active, ACTIVE) | flag(label.is_some(), LABEL) | flag(default_voice.is_some(), VOICE),
     );
-    let texts = [Some(default_language), Some(timezone), label, default_voice];
+    let texts = [
+        Some(default_language),
+        Some(timezone),
+        label.as_ref(),
+        default_voice.as_ref(),
+    ];
     for text in texts.into_iter().flatten() {
         bytes.extend_from_slice(&u16::try_from(text.len()).ok()?.to_le_bytes());
         bytes.extend_from_slice(text.as_bytes());

@@ -13,8 +13,7 @@ use super::ordered::{Here, Place, Put, put_all, put_sorted};
 use super::suspect::{Hand, InHand, Marker, Version};
 use super::{
     Applied, FoundNumber, HeldLoss, Key, NAMED, REPORTED, ReplicaError, Terms, What, index_key,
-    number_value, open_number, open_tenant, owner, plain, seal, sealed_number, split_index,
-    split_number, tenant_aad,
+    number_value, open_number, open_tenant, owner, seal, split_index, split_number, tenant_aad,
 };
 use crate::admit;
 use crate::change;
@@ -25,17 +24,15 @@ use crate::source::Row;
 
 pub(super) type WriteTable<'t> = redb::Table<'t, &'static [u8], &'static [u8]>;
 
-/// Numbers that are written at a time, where all come in order: about 2 MB.
-const NUMBERS_AT_A_TIME: usize = if cfg!(test) { 2 } else { 8 * 1024 };
-/// Entries of the index that are sorted and written at a time then: about 8 MB.
-const INDEX_AT_A_TIME: usize = if cfg!(test) { 3 } else { 64 * 1024 };
+/// Entries of the index that are sorted and written at a time: about 8 MB.
+const PIECE: usize = if cfg!(test) { 2 } else { 64 * 1024 };
 
 /// One batch being written.
 pub(super) struct Writer<'s, 't, 'r> {
-    pub(super) numbers: Lendable<'s, 't>,
+    pub(super) numbers: WriteTable<'t>,
     pub(super) tenants: WriteTable<'t>,
-    pub(super) index: Lendable<'s, 't>,
-    /// Where pieces of both are written while the next numbers come.
+    pub(super) index: Index<'s, 't>,
+    /// Where a piece of the index is written while numbers come.
     pub(super) beside: &'s Scope<'s, 't>,
     pub(super) faulty: WriteTable<'t>,
     pub(super) key: &'r DataKey,
@@ -50,8 +47,6 @@ pub(super) struct Writer<'s, 't, 'r> {
     /// Whether no row is set aside or under suspicion: then one with the hash of its document needs nothing more.
     pub(super) at_peace: bool,
     pub(super) usual: admit::Usual,
-    /// Where a good row is written before it is sealed.
-    pub(super) plain: Vec<u8>,
     pub(super) applied: Applied,
     /// The tenant whose numbers come now, and those that came.
     pub(super) group: Option<(Uuid, BTreeSet<String>)>,
@@ -68,7 +63,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         self.names_each = self.marker.names_each(Hand::Applying, rows.len());
         rows.into_iter().try_for_each(|row| self.take(row))?;
         self.marker.take(Hand::Applying, InHand::Rows);
-        Ok(())
+        self.put_numbers()
     }
 
     /// Says that this row is in hand. Whether it is to be set aside instead.
@@ -159,8 +154,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
                 .insert(id.as_bytes().as_slice(), sealed.as_slice())
         )?;
         self.applied.tenants.insert(id);
-        let told = self.terms.told.tenants.contains(&id);
-        self.report(told, || Key::Tenant(id), what);
+        self.wrote(Key::Tenant(id), what, None);
         Ok(())
     }
 
@@ -207,12 +201,6 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         let previous = was_good.as_ref().filter(|_| stays).map(|was| &was.record);
         // Of many rows with nothing known against any, none is named.
         let is_named = self.names_each || !self.at_peace;
-        if is_new
-            && !is_named
-            && let Some(value) = self.good_value((tenant, e164, hash), read.as_ref())?
-        {
-            return self.put_number((tenant, e164, hash), value, (what, true));
-        }
         let record = if is_named && self.in_hand(&row()) {
             admit::number_set_aside(e164, hash, previous)
         } else {
@@ -230,30 +218,14 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
                 })
         };
         let value = number_value(self.key, tenant, e164, &record)?;
+        self.put_number(tenant, e164, value, hash, (is_new, !stays))?;
         if !(is_new && record.faults.is_empty()) {
             self.faults(e164, record.faults)?;
         }
-        self.put_number((tenant, e164, hash), value, (what, !stays))
-    }
-
-    /// What is to stand under a number whose document holds nothing unusual and of which nothing is here.
-    fn good_value(
-        &mut self,
-        number: (Uuid, &str, DocHash),
-        read: Option<&admit::Plain<'_>>,
-    ) -> Result<Option<Vec<u8>>, ReplicaError> {
-        let (_, e164, _) = number;
-        let written = read.and_then(|read| {
-            let (usual, plain) = (&mut self.usual, &mut self.plain);
-            unpanicked(|| {
-                let row = admit::plain_number(e164, read, usual)?;
-                plain::write_first(e164, row, plain)
-            })
-        });
-        if written.flatten().is_none() {
-            return Ok(None);
-        }
-        sealed_number(self.key, number, &self.plain).map(Some)
+        self.applied.owners.insert(tenant);
+        self.changed_number(e164);
+        self.wrote(row().key, what, Some(tenant));
+        Ok(())
     }
 
     /// What is here under a number that came.
@@ -286,8 +258,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
             Place::OutOfOrder => {
                 self.put_numbers()?;
                 self.put_index()?;
-                let numbers = self.numbers.here()?;
-                if let Some(was) = tried!("reading a number", numbers.get(e164.as_bytes()))? {
+                if let Some(was) = tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
                     self.gone.remove(&(owner(was.value()), e164.to_owned()));
                 }
                 self.looked_up(e164)
@@ -295,10 +266,9 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         }
     }
 
-    fn looked_up(&mut self, e164: &str) -> Result<Standing, ReplicaError> {
-        let numbers = self.numbers.here()?;
+    fn looked_up(&self, e164: &str) -> Result<Standing, ReplicaError> {
         Ok(
-            match tried!("reading a number", numbers.get(e164.as_bytes()))? {
+            match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
                 Some(value) => Standing::Other(open_number(self.key, e164, value.value())),
                 None => Standing::New,
             },
@@ -310,19 +280,16 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         Ok(self.at_peace && tried!("reading faults", self.faulty.get(e164.as_bytes()))?.is_none())
     }
 
-    /// Whether the index has none under the key.
+    /// Whether numbers and index have none under the key.
     fn put_number(
         &mut self,
-        (tenant, e164, hash): (Uuid, &str, DocHash),
+        tenant: Uuid,
+        e164: &str,
         value: Vec<u8>,
-        (what, new_in_index): (What, bool),
+        hash: DocHash,
+        (new_number, new_in_index): (bool, bool),
     ) -> Result<(), ReplicaError> {
-        self.applied.owners.insert(tenant);
-        self.changed_number(e164);
-        let told = self.tells_of_number(e164, tenant);
-        self.report(told, || Key::Number(e164.to_owned()), what);
-        let is_new = what == What::Missing;
-        let number = Put::new(&[e164.as_bytes()], value.into(), is_new);
+        let number = Put::new(&[e164.as_bytes()], value.into(), new_number);
         let key = [tenant.as_bytes().as_slice(), e164.as_bytes()];
         self.numbers_to_put.push(number);
         self.index_to_put
@@ -330,24 +297,15 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         if self.here.is_none() {
             // What comes next may be the same number again.
             self.put_numbers()?;
-            return self.put_index();
-        }
-        if self.numbers_to_put.len() >= NUMBERS_AT_A_TIME {
-            let puts = take(&mut self.numbers_to_put);
-            let write = move |table: &mut WriteTable<'t>| put_all(table, &puts);
-            self.numbers.lend(self.beside, write)?;
-        }
-        if self.index_to_put.len() >= INDEX_AT_A_TIME {
-            // It stands in another order than numbers come.
-            let puts = take(&mut self.index_to_put);
-            let write = move |table: &mut WriteTable<'t>| put_sorted(table, puts);
-            self.index.lend(self.beside, write)?;
+            self.put_index()?;
+        } else if self.index_to_put.len() >= PIECE {
+            self.put_index_beside()?;
         }
         Ok(())
     }
 
     fn put_numbers(&mut self) -> Result<(), ReplicaError> {
-        put_all(self.numbers.here()?, &self.numbers_to_put)?;
+        put_all(&mut self.numbers, &self.numbers_to_put)?;
         self.numbers_to_put.clear();
         Ok(())
     }
@@ -355,6 +313,17 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
     fn put_index(&mut self) -> Result<(), ReplicaError> {
         let puts = take(&mut self.index_to_put);
         put_sorted(self.index.here()?, puts)
+    }
+
+    /// The index stands in another order than numbers come: it gets them by the piece, while the next ones come.
+    fn put_index_beside(&mut self) -> Result<(), ReplicaError> {
+        let puts = take(&mut self.index_to_put);
+        self.index.here()?;
+        if let Index::Here(mut table) = std::mem::replace(&mut self.index, Index::Lost) {
+            let write = move || put_sorted(&mut table, puts).map(|()| table);
+            self.index = Index::Beside(self.beside.spawn(write));
+        }
+        Ok(())
     }
 
     /// Keeps account of which numbers of a tenant came, tenant by tenant.
@@ -449,8 +418,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
             return Ok(self.applied);
         }
         for (tenant, e164) in gone {
-            let numbers = self.numbers.here()?;
-            tried!("removing a number", numbers.remove(e164.as_bytes()))?;
+            tried!("removing a number", self.numbers.remove(e164.as_bytes()))?;
             tried!(
                 "removing a number",
                 self.index
@@ -461,8 +429,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
             self.marker.forget(&Key::Number(e164.clone()), None);
             self.applied.owners.insert(tenant);
             self.changed_number(&e164);
-            let told = self.tells_of_number(&e164, tenant);
-            self.report(told, || Key::Number(e164), What::Surplus);
+            self.removed(Key::Number(e164), Some(tenant));
         }
         for id in gone_tenants {
             tried!(
@@ -471,8 +438,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
             )?;
             self.marker.forget(&Key::Tenant(id), None);
             self.applied.tenants.insert(id);
-            let told = self.terms.told.tenants.contains(&id);
-            self.report(told, || Key::Tenant(id), What::Surplus);
+            self.removed(Key::Tenant(id), None);
         }
         Ok(self.applied)
     }
@@ -481,8 +447,7 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
     fn still_there(&mut self) -> Result<BTreeSet<(Uuid, String)>, ReplicaError> {
         let mut there = BTreeSet::new();
         for (from, e164) in take(&mut self.gone) {
-            let numbers = self.numbers.here()?;
-            let tenant = match tried!("reading a number", numbers.get(e164.as_bytes()))? {
+            let tenant = match tried!("reading a number", self.numbers.get(e164.as_bytes()))? {
                 Some(value) => owner(value.value()),
                 None => None,
             };
@@ -533,41 +498,47 @@ impl<'s, 't: 's> Writer<'s, 't, '_> {
         }
     }
 
-    fn tells_of_number(&self, e164: &str, tenant: Uuid) -> bool {
-        let told = &self.terms.told;
-        told.numbers.contains(e164) || told.numbers_of.contains(&tenant)
+    fn wrote(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
+        self.applied.written = self.applied.written.saturating_add(1);
+        self.report(key, what, tenant);
     }
 
-    /// Counts a row that was written or removed. `told`: by the change log.
-    fn report(&mut self, told: bool, key: impl FnOnce() -> Key, what: What) {
-        let count = match what {
-            What::Surplus => &mut self.applied.removed,
-            What::Missing | What::Different => &mut self.applied.written,
+    fn removed(&mut self, key: Key, tenant: Option<Uuid>) {
+        self.applied.removed = self.applied.removed.saturating_add(1);
+        self.report(key, What::Surplus, tenant);
+    }
+
+    fn report(&mut self, key: Key, what: What, tenant: Option<Uuid>) {
+        let told = &self.terms.told;
+        let was_told = match &key {
+            Key::Tenant(id) => told.tenants.contains(id),
+            Key::Number(e164) => {
+                told.numbers.contains(e164)
+                    || tenant.is_some_and(|id| told.numbers_of.contains(&id))
+            }
         };
-        *count = count.saturating_add(1);
-        if !told {
+        if !was_told {
             self.applied.untold = self.applied.untold.saturating_add(1);
         }
         if self.applied.differences.len() < REPORTED {
-            self.applied.differences.push((key(), what));
+            self.applied.differences.push((key, what));
         }
     }
 }
 
-/// A table of the batch, and who has it.
-pub(super) enum Lendable<'s, 't> {
+/// The table `index`, and who has it.
+pub(super) enum Index<'s, 't> {
     Here(WriteTable<'t>),
-    /// A thread that writes to it.
-    Lent(ScopedJoinHandle<'s, Result<WriteTable<'t>, ReplicaError>>),
+    Beside(ScopedJoinHandle<'s, Result<WriteTable<'t>, ReplicaError>>),
     /// Writing it failed, and the batch with it.
     Lost,
 }
 
-impl<'s, 't: 's> Lendable<'s, 't> {
-    /// The table, once nobody writes to it.
-    pub(super) fn here(&mut self) -> Result<&mut WriteTable<'t>, ReplicaError> {
+impl<'t> Index<'_, 't> {
+    /// The table, once it is written to by nobody.
+    fn here(&mut self) -> Result<&mut WriteTable<'t>, ReplicaError> {
         *self = match std::mem::replace(self, Self::Lost) {
-            Self::Lent(writing) => Self::Here(
+            Self::Beside(writing) => Self::Here(
                 writing
                     .join()
                     .unwrap_or_else(|panic| resume_unwind(panic))?,
@@ -578,19 +549,6 @@ impl<'s, 't: 's> Lendable<'s, 't> {
             Self::Here(table) => Ok(table),
             _ => Err(ReplicaError::Abandoned),
         }
-    }
-
-    /// Has it written to by a thread, once nobody else does.
-    fn lend(
-        &mut self,
-        to: &'s Scope<'s, 't>,
-        write: impl FnOnce(&mut WriteTable<'t>) -> Result<(), ReplicaError> + Send + 's,
-    ) -> Result<(), ReplicaError> {
-        self.here()?;
-        if let Self::Here(mut table) = std::mem::replace(self, Self::Lost) {
-            *self = Self::Lent(to.spawn(move || write(&mut table).map(|()| table)));
-        }
-        Ok(())
     }
 }
 
