@@ -31,7 +31,7 @@ pub(crate) fn measure(bench: &Bench) -> Section {
         "The p99 of 2 000 questions per second on 8 connections (open loop), with and without something else going on. \
          Load clients, Postgres and node share the machine, so that what the others take from the cores is in the figures too. \
          How much that is the echo tells, a process by itself that is asked as often, on 8 connections of its own, at the same time: \
-         what happens to its answers is not the node's doing.",
+         what it suffers, whoever answers on this machine suffers then.",
     );
 
     let mut rates = Vec::new();
