@@ -443,12 +443,17 @@ async fn all_numbers_are_taken_in_whatever_order_the_database_has() {
     };
     let of_bytes = cluster.database().await;
     let odd = cluster.database().await;
-    // Shorter numbers first, as no byte order has them.
-    odd.sql(
-        "create collation numerically (provider = icu, locale = 'en-u-kn-true');
-         alter table public.tenant_phone_numbers alter column e164 type varchar(20) collate numerically",
-    )
-    .await;
+    // Shorter numbers first, as no byte order has them; servers that are built without ICU have no such order either.
+    if odd
+        .value("select exists (select from pg_collation where collprovider = 'i')")
+        .await
+    {
+        odd.sql(
+            "create collation numerically (provider = icu, locale = 'en-u-kn-true');
+             alter table public.tenant_phone_numbers alter column e164 type varchar(20) collate numerically",
+        )
+        .await;
+    }
     let of_people = cluster.database_of_locale("C.UTF-8").await;
     for (db, sorts) in [(&of_bytes, false), (&odd, false), (&of_people, true)] {
         db.load_example().await;
