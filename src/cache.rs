@@ -6,7 +6,7 @@
 //! A change to a tenant costs one store and one removal, however many numbers it has: a tenant's entry holds opened
 //! credentials, which must not stay in memory until somebody calls. Numbers that share a generation by chance are
 //! built anew without need, never served wrongly. A number's entry knows its tenant's, which saves the look for it, and
-//! keeps nothing of it in memory.
+//! keeps a pointer's worth of it in memory.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
@@ -22,8 +22,8 @@ use crate::metrics::Metrics;
 use crate::number::E164;
 use crate::profile::{NumberProfile, TenantProfile};
 
-/// Generations of numbers and of tenants; memory, not correctness, depends on how many. Of numbers about as many as
-/// entries fit by default: each change costs those that share its generation a look into the replica.
+/// Generations of numbers and of tenants; memory, not correctness, depends on how many. Of numbers about half as
+/// many as entries fit by default: each change costs those that share its generation a look into the replica.
 const NUMBER_STRIPES: usize = 64 * 1024;
 const TENANT_STRIPES: usize = 4 * 1024;
 

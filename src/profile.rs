@@ -116,7 +116,7 @@ impl NumberProfile {
 /// What stands around the texts of a number in an answer.
 const WRITTEN_KEYS: usize = 128;
 
-/// What the cache itself and the allocator spend on an entry, as measured (`cache::tests`).
+/// What the cache itself and the allocator spend on an entry, as measured (`tests/allocations.rs`).
 pub const ENTRY_OVERHEAD: usize = 512;
 
 /// Everything of a tenant that its numbers share. In a box: whoever knows one weakly keeps no more of it in memory than
